@@ -1,0 +1,42 @@
+"""hyperlora generate: photos in, an ordinary LoRA file out."""
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from ..lora import NAMINGS, merge_branches, save_lora
+from ..metadata import describe
+from .options import add_photo_arguments, encode
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    add_photo_arguments(parser)
+    parser.add_argument(
+        "-o", "--output", required=True, type=Path, metavar="FILE", help="the LoRA file to write (.safetensors)"
+    )
+    parser.add_argument("--identity", type=Path, metavar="FILE", help="also write the identity, to blend or use later")
+    parser.add_argument(
+        "--naming", choices=NAMINGS, default=NAMINGS[0], help="kohya: ComfyUI and most tools; diffusers: PEFT"
+    )
+    parser.add_argument(
+        "--base-weight",
+        type=float,
+        default=0.0,
+        help="join the base branch in at this weight (default: 0, the face only)",
+    )
+
+
+def run(arguments: Namespace) -> int:
+    """Run the command."""
+    encoded, hyper = encode(arguments)
+    identity = encoded.identity
+    lora = hyper.lora(identity.coefficients)
+    base_weight = arguments.base_weight or None
+    if base_weight is not None:
+        lora = merge_branches(lora, hyper.lora(identity.base_coefficients, "base"), 1.0, base_weight)
+    save_lora(lora, arguments.output, arguments.naming, describe(arguments.output.stem, identity, base_weight))
+    print(f"LoRA: {arguments.output}")
+    if arguments.identity is not None:
+        identity.save(arguments.identity)
+        print(f"Identity: {arguments.identity}")
+    return 0

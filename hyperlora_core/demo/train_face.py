@@ -1,0 +1,273 @@
+"""Train, export and measure the demo's face packs.
+
+    python -m hyperlora_core.demo.train_face --out models/demo/face
+    python -m hyperlora_core.demo.train_face --out models/demo/face --measure
+
+Training can be stopped at any time and goes on where it was; the networks named by --only may be trained side by side.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+from tqdm import tqdm
+
+from ..errors import HyperLoRAError
+from ..files import written_aside
+from .face_crowds import crowd, targets
+from .face_data import load_cache, make_cache, traits
+from .face_networks import Detector, HalfSize, Landmarks, MeasuringRecognition, Recognition
+
+# (steps, people, scenes of each) per network; the measuring network sees other people than the pack
+PLAN = {
+    "detector": (3000, range(0, 2000), 12),
+    "landmarks": (3000, range(0, 2000), 12),
+    "recognition": (3000, range(0, 2000), 12),
+    "measuring": (2500, range(500_000, 501_000), 12),
+}
+FILES = {
+    "detector": "det_demo.onnx",
+    "landmarks": "2d106_demo.onnx",
+    "recognition": "rec_demo.onnx",
+    "measuring": "rec_measure.onnx",
+}
+OPSET = 17
+SAVE_EVERY = 250
+
+Loss = Callable[[int], dict[str, torch.Tensor]]
+
+
+class Trainer:
+    """Trains one module by a loss of the step's number alone, so that a stopped training goes on exactly."""
+
+    def __init__(self, name: str, module: nn.Module, steps: int, rate: float, folder: Path):
+        self.name, self.steps, self.path = name, steps, folder / f"{name}.pt"
+        self.module = module.to(memory_format=torch.channels_last)  # small convolutions gain a third on a CPU
+        matrices = [p for p in module.parameters() if p.ndim > 1]
+        others = [p for p in module.parameters() if p.ndim <= 1]
+        groups = [{"params": matrices, "weight_decay": 0.02}, {"params": others, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, rate)
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, rate, steps, pct_start=0.12)
+        self.done = 0
+
+    def resume(self) -> None:
+        if not self.path.exists():
+            return
+        state = torch.load(self.path, weights_only=True)
+        if state["steps"] != self.steps:
+            raise HyperLoRAError(f"{self.path} belongs to a training of {state['steps']} steps: delete it or train that many.")
+        self.module.load_state_dict(state["module"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.done = state["done"]
+
+    def save(self) -> None:
+        state = {name: getattr(self, name).state_dict() for name in ("module", "optimizer", "schedule")}
+        with written_aside(self.path) as aside:
+            torch.save({**state, "done": self.done, "steps": self.steps}, aside)
+
+    def run(self, loss_of: Loss) -> None:
+        """Train to the end with a progress bar; whatever stops it, the checkpoint is saved."""
+        self.resume()
+        self.module.train()
+        recent: dict[str, float] = {}
+        bar = tqdm(total=self.steps, initial=self.done, desc=f"{self.name:<11}", unit="step", mininterval=2)
+        try:
+            while self.done < self.steps:
+                losses = loss_of(self.done)
+                self.optimizer.zero_grad()
+                sum(losses.values()).backward()
+                nn.utils.clip_grad_norm_(self.module.parameters(), 5.0)
+                self.optimizer.step()
+                self.schedule.step()
+                self.done += 1
+                for key, value in losses.items():
+                    recent[key] = 0.97 * recent.get(key, value.item()) + 0.03 * value.item()
+                bar.set_postfix({key: f"{value:.4f}" for key, value in recent.items()}, refresh=False)
+                bar.update()
+                if self.done % SAVE_EVERY == 0:
+                    self.save()
+        finally:
+            bar.close()
+            self.save()
+
+
+def pixels(images: np.ndarray, scale: float) -> torch.Tensor:
+    """uint8 [n, h, w, 3] -> what InsightFace makes of it: float32 [n, 3, h, w], (value - 127.5) / scale."""
+    x = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float()
+    return x.sub_(127.5).div_(scale)  # stays channels-last in memory
+
+
+def jittered(x: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """Pixels [n, 3, h, w] under a camera's accidents: exposure, contrast, tint, softness, noise."""
+    n = len(x)
+    gain = torch.from_numpy(rng.normal(1, 0.12, (n, 1, 1, 1)) * rng.normal(1, 0.05, (n, 3, 1, 1))).float()
+    x = x * gain + torch.from_numpy(rng.normal(0, 0.08, (n, 1, 1, 1))).float()
+    soft = functional.avg_pool2d(x, 3, 1, 1)
+    x = torch.lerp(x, soft, torch.from_numpy(rng.uniform(-0.4, 1, (n, 1, 1, 1))).float())
+    noise = torch.from_numpy(rng.standard_normal(x.shape, np.float32))
+    return (x + noise * torch.from_numpy(rng.uniform(0, 0.06, (n, 1, 1, 1))).float()).clamp(-1, 1)
+
+
+class Margin(nn.Module):
+    """CosFace's classifier (arXiv 1801.09414): the cosine to the own class must win by a margin, which grows in."""
+
+    def __init__(self, width: int, classes: int, scale: float = 24.0, margin: float = 0.3):
+        super().__init__()
+        self.centres = nn.Parameter(functional.normalize(torch.randn(classes, width)))
+        self.scale, self.margin = scale, margin
+
+    def forward(self, embeddings: torch.Tensor, labels: torch.Tensor, grown: float) -> torch.Tensor:
+        cosines = functional.normalize(embeddings) @ functional.normalize(self.centres).T  # [n, classes]
+        own = functional.one_hot(labels, cosines.shape[1]) * (self.margin * grown)
+        return functional.cross_entropy(self.scale * (cosines - own), labels)
+
+
+def train_recognition(name: str, cache: Path, folder: Path, steps: int, seed: int, batch: int = 64) -> nn.Module:
+    """Recognition by the margin loss; the pack's own network also learns to tell the traits, the measuring one doesn't."""
+    data = load_cache(cache)
+    images, people = data["aligned"], np.asarray(data["person"])
+    labels = torch.from_numpy(people - people.min())
+    known = torch.from_numpy(traits(np.unique(people)))
+    network = Recognition() if name == "recognition" else MeasuringRecognition()
+    width = 512 if name == "recognition" else 256
+    module = nn.ModuleDict({"network": network, "margin": Margin(width, len(known))})
+    if name == "recognition":
+        # told from the direction alone, the part of an embedding that its users keep
+        module["traits"] = nn.Sequential(nn.Linear(*(width, 256)), nn.ReLU(), nn.Linear(*(256, known.shape[1])))
+
+    def loss_of(step: int) -> dict[str, torch.Tensor]:
+        rng = np.random.default_rng([seed, step])
+        pick = np.sort(rng.integers(len(images), size=batch))
+        embeddings = network(jittered(pixels(images[pick], 127.5), rng))
+        losses = {"margin": module["margin"](embeddings, labels[pick], min(1.0, 4 * step / steps))}
+        if name == "recognition":
+            guess = module["traits"](functional.normalize(embeddings) * 8)
+            losses["traits"] = 10 * functional.mse_loss(guess, known[labels[pick]])
+        return losses
+
+    Trainer(name, module, steps, 3e-3, folder).run(loss_of)
+    return network
+
+
+def train_landmarks(cache: Path, folder: Path, steps: int, seed: int, batch: int = 64) -> nn.Module:
+    """The 106 points by their mean distance."""
+    data = load_cache(cache)
+    images, points = data["cropped"], data["points"]
+    network = Landmarks()
+
+    def loss_of(step: int) -> dict[str, torch.Tensor]:
+        rng = np.random.default_rng([seed, step])
+        pick = np.sort(rng.integers(len(images), size=batch))
+        off = network(jittered(pixels(images[pick], 128.0), rng)) - torch.from_numpy(points[pick])
+        return {"distance": 10 * off.unflatten(1, (106, 2)).square().sum(2).add(1e-6).sqrt().mean()}
+
+    Trainer("landmarks", network, steps, 3e-3, folder).run(loss_of)
+    return network
+
+
+def train_detector(cache: Path, folder: Path, steps: int, seed: int, batch: int = 12) -> nn.Module:
+    """Scores by the focal loss (arXiv 1708.02002), boxes and points by their distance where a face is."""
+    data = load_cache(cache)
+    portraits, truths = data["portrait"], data["truth"]
+    network = Detector()
+
+    def loss_of(step: int) -> dict[str, torch.Tensor]:
+        rng = np.random.default_rng([seed, step])
+        side = int(rng.choice([256, 320, 384, 640], p=[0.35, 0.35, 0.2, 0.1]))
+        crowds = [crowd(rng, portraits, truths, side) for _ in range(max(3, round(batch * (320 / side) ** 2)))]
+        wanted = [torch.from_numpy(np.stack(level)) for level in zip(*(targets(c.boxes, c.points, side) for c in crowds), strict=True)]
+        wanted = torch.cat([level.flatten(0, 3) for level in wanted])  # [places, 15]
+        x = jittered(pixels(np.stack([c.image for c in crowds]), 128.0), rng)
+        said = torch.cat([level.flatten(0, 3) for level in network.raw(x)])
+        counts, faces = wanted[:, 0] >= 0, wanted[:, 0] == 1
+        number = faces.sum().clamp(min=1)
+        right = torch.sigmoid(torch.where(faces, said[:, 0], -said[:, 0]))
+        focal = -((1 - right) ** 2) * torch.log(right.clamp(min=1e-6))
+        # the faces' own part of the score counts three times: misses cost more than false alarms, which crowd the rest
+        score = (focal * counts * torch.where(faces, 3.0, 1.0)).sum() / number
+        off = functional.smooth_l1_loss(said[faces, 1:], wanted[faces, 1:], beta=0.02, reduction="sum") / number
+        return {"score": score, "place": off}
+
+    Trainer("detector", network, steps, 2e-3, folder).run(loss_of)
+    return network
+
+
+def export(name: str, network: nn.Module, path: Path) -> None:
+    """Write a trained network as ONNX in the form that InsightFace's model router recognises."""
+    network = network.eval()
+    options: dict = {"input_names": ["input"], "opset_version": OPSET, "dynamo": False}
+    if name == "detector":
+        example = torch.zeros(1, 3, 320, 320)
+        options["output_names"] = [f"{kind}_{stride}" for kind in ("score", "box", "points") for stride in (8, 16, 32)]
+        options["dynamic_axes"] = {"input": {2: "height", 3: "width"}, **{out: {0: f"{out}_places"} for out in options["output_names"]}}
+    elif name == "landmarks":
+        network, example = HalfSize(network), torch.zeros(1, 3, 192, 192)
+        options |= {"output_names": ["points"], "dynamic_axes": {"input": {0: "n"}, "points": {0: "n"}}}
+    else:
+        example = torch.zeros(1, 3, 112, 112)
+        options |= {"output_names": ["embedding"], "dynamic_axes": {"input": {0: "n"}, "embedding": {0: "n"}}}
+    with written_aside(path) as aside:
+        torch.onnx.export(network, (example,), str(aside), **options)
+
+
+def train(name: str, out: Path, cache: Path, steps: int | None = None, workers: int = 2) -> Path:
+    """Train one network of PLAN (or carry its training on) and export it into `out`; returns the ONNX file's path."""
+    planned, people, scenes = PLAN[name]
+    with tqdm(total=len(people), desc="portraits  ", unit="person", mininterval=2) as bar:
+        faces = make_cache(cache / f"faces_{people.start}", people, scenes, workers, lambda done, _: bar.update(done - bar.n))
+    seed = list(PLAN).index(name)
+    torch.manual_seed(seed)
+    count = steps or planned
+    if name == "detector":
+        network = train_detector(faces, cache, count, seed)
+    elif name == "landmarks":
+        network = train_landmarks(faces, cache, count, seed)
+    else:
+        network = train_recognition(name, faces, cache, count, seed)
+    path = out / FILES[name]
+    export(name, network, path)
+    return path
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser("python -m hyperlora_core.demo.train_face", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("models/demo/face"), help="the face pack's folder")
+    parser.add_argument("--out-measure", type=Path, help="the measuring network's folder (default: face_measure beside --out)")
+    parser.add_argument("--only", nargs="+", choices=list(PLAN), default=list(PLAN), help="the networks to train")
+    parser.add_argument("--steps", type=int, help="training steps of each network (default: as the shipped ones)")
+    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "hyperlora_demo_face", help="where drawn faces and checkpoints are kept")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of the training")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that draw portraits")
+    parser.add_argument("--measure", action="store_true", help="measure the exported packs on held-out people instead of training")
+    options = parser.parse_args(arguments)
+    measuring = options.out_measure or options.out.parent / "face_measure"
+    torch.set_num_threads(options.threads)
+    try:
+        if options.measure:
+            from .measure_face import measure, table
+
+            print(table(measure(options.out, measuring)))
+            return 0
+        for name in options.only:
+            path = train(name, measuring if name == "measuring" else options.out, options.cache, options.steps, options.workers)
+            print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
+    except HyperLoRAError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Stopped; the same command goes on from here.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""Files appear whole or not at all."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import HyperLoRAError
+
+
+@contextmanager
+def written_aside(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; renamed to `path` when the block ends well, removed when it doesn't.
+
+    Raises HyperLoRAError when the folder can't be written to or the disk is full.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    except OSError as error:
+        raise HyperLoRAError(
+            f"Can't write {path}: {error.strerror or error}. Choose a folder that you may write to."
+        ) from error
+    os.close(handle)
+    aside = Path(name)
+    try:
+        yield aside
+        # mkstemp makes files private; the finished file gets the permissions any new file would have
+        aside.chmod(0o666 & ~_umask())
+        os.replace(aside, path)
+    except OSError as error:
+        raise HyperLoRAError(
+            f"Can't write {path}: {error.strerror or error}. Free some space or choose another folder; nothing was changed."
+        ) from error
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def free_name(path: Path) -> Path:
+    """`path`, or with _2, _3, ... behind the stem: the first that doesn't exist."""
+    candidate, number = path, 1
+    while candidate.exists():
+        number += 1
+        candidate = path.with_stem(f"{path.stem}_{number}")
+    return candidate
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

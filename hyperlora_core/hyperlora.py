@@ -1,0 +1,242 @@
+"""HyperLoRA: photos' conditions in, a LoRA out (arXiv 2503.16944).
+
+    M = sum_k alpha_k M_id^k  (+ sum_k beta_k M_base^k)        (paper, equation 2)
+
+A resampler turns the conditions into coefficients; the coefficients mix a basis of K low-rank matrices per layer.
+Down and up matrices are mixed apart, ID and Base branch likewise.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .errors import HyperLoRAError
+from .resampler import IDProjector, Resampler
+
+PROJECTIONS = ("to_q", "to_k", "to_v", "to_out")  # of one attention module, in the coefficients' order
+VECTORS_PER_MODULE = 2 * len(PROJECTIONS)  # a down and an up vector for each
+BRANCHES = ("id", "base")
+
+LoRA = dict[str, Tensor]
+
+
+def lora_key(module: str, projection: str) -> str:
+    """The LoRA key of one linear, without its ending: `to_out` is a list in every UNet, so its first entry."""
+    return f"{module}_{'to_out_0' if projection == 'to_out' else projection}"
+
+
+class Basis(nn.Module):
+    """K low-rank matrices per linear: `{i}.{projection}.{branch}_down_basis` [K, in, r] and `_up_basis` [K, r, out].
+
+    The tensors stay as they are in the file (memory-mapped, in its precision); one linear at a time is brought to the
+    precision of the coefficients while it is mixed.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], module_names: Sequence[str]):
+        super().__init__()
+        self.module_names = tuple(module_names)
+        for name, tensor in tensors.items():
+            self.register_parameter(name.replace(".", "/"), nn.Parameter(tensor, requires_grad=False))
+
+    def tensor(self, module: int, projection: str, branch: str, side: str) -> Tensor:
+        return self.get_parameter(f"{module}/{projection}/{branch}_{side}_basis")
+
+    def has(self, branch: str) -> bool:
+        return f"0/to_q/{branch}_down_basis" in self._parameters
+
+    def rank(self, branch: str) -> int:
+        return self.tensor(0, "to_q", branch, "down").shape[2]
+
+    @property
+    def size(self) -> int:
+        """K, the number of matrices that are mixed."""
+        return self.tensor(0, "to_q", "id", "down").shape[0]
+
+    def mix(self, coefficients: Tensor, branch: str) -> LoRA:
+        """coefficients [8 * modules, K] -> LoRA of the branch, on the coefficients' device and in their precision."""
+        alpha = torch.tensor(self.rank(branch) / 2)  # so that alpha / rank is 0.5 in both branches
+        lora: LoRA = {}
+        vectors = iter(coefficients)
+        for i, module in enumerate(self.module_names):
+            for projection in PROJECTIONS:
+                key = lora_key(module, projection)
+                for side in ("down", "up"):
+                    basis = self.tensor(i, projection, branch, side).to(coefficients)  # (K, a, b)
+                    mixed = next(vectors) @ basis.flatten(1)  # (K) x (K, a * b) -> (a * b)
+                    # (in, r) -> (r, in) for down, (r, out) -> (out, r) for up
+                    lora[f"{key}.lora_{side}.weight"] = mixed.view(basis.shape[1:]).T.contiguous()
+                lora[f"{key}.alpha"] = alpha.clone()
+        return lora
+
+
+def where_it_is(module: nn.Module) -> torch.device:
+    """The device of a module that nobody moves."""
+    return next(module.parameters()).device
+
+
+class HyperLoRA:
+    """A loaded checkpoint; made by `load_hyperlora`.
+
+    Two modules, since they are needed at different times: `encoder` (resamplers and ID projector, 0.2 GB) for photos,
+    `basis` (3 GB) for the LoRA. `bring(module)` is called before one is used and answers on which device to compute:
+    a host that moves models between devices puts its own way there.
+    """
+
+    bring: Callable[[nn.Module], torch.device] = staticmethod(where_it_is)
+
+    def __init__(
+        self,
+        resampler: Resampler,
+        basis: Basis,
+        id_projector: IDProjector | None = None,
+        base_resampler: Resampler | None = None,
+        *,
+        name: str = "HyperLoRA",
+        fingerprint: str = "",
+        dtype: torch.dtype = torch.float32,
+        metadata: Mapping[str, str] | None = None,
+    ):
+        self.encoder = nn.ModuleDict({"resampler": resampler})
+        if id_projector is not None:
+            self.encoder["id_projector"] = id_projector
+        if base_resampler is not None:
+            self.encoder["base_resampler"] = base_resampler
+        self.basis = basis
+        self.name = name
+        self.fingerprint = fingerprint
+        self.dtype = dtype
+        self.metadata = dict(metadata or {})
+
+    @property
+    def module_names(self) -> tuple[str, ...]:
+        """The UNet's attention modules, in the order of the coefficients."""
+        return self.basis.module_names
+
+    @property
+    def has_base(self) -> bool:
+        return "base_resampler" in self.encoder
+
+    @property
+    def uses_id_embeds(self) -> bool:
+        """Whether the ID branch reads the face embedding."""
+        return "id_projector" in self.encoder
+
+    @property
+    def uses_clip_tokens(self) -> bool:
+        """Whether the ID branch reads CLIP tokens."""
+        return not self.uses_id_embeds or self.encoder["resampler"].config.condition_2 is not None
+
+    @property
+    def clip_width(self) -> int | None:
+        """Channels of the CLIP tokens that the checkpoint reads; None if it reads none."""
+        config = self.encoder["resampler"].config
+        if self.uses_clip_tokens:
+            return config.condition_2 if self.uses_id_embeds else config.condition
+        return self.encoder["base_resampler"].config.condition if self.has_base else None
+
+    @torch.no_grad()
+    def coefficients(
+        self,
+        clip_tokens: Tensor | None = None,
+        id_embeds: Tensor | None = None,
+        weights: Tensor | Sequence[float] | None = None,
+        branch: str = "id",
+    ) -> Tensor:
+        """Conditions of n photos of one person -> coefficients [8 * modules, K], each row of length 1.
+
+        clip_tokens [n, t, c] (penultimate CLIP layer), id_embeds [n, 512] (unit length), weights [n]: share of each
+        photo in the mean, which is taken before the rows are normed (reference section 1; default: equal).
+        The base branch reads CLIP tokens only, those of the face-blurred picture.
+        Raises HyperLoRAError for a missing, superfluous or ill-shaped condition, and for NaN.
+        """
+        self._require_branch(branch)
+        resampler = self.encoder["base_resampler" if branch == "base" else "resampler"]
+        conditions = self._conditions(clip_tokens, id_embeds, branch, self.bring(self.encoder))
+        per_photo = resampler(*conditions).float()  # (n, 8 * modules, K)
+        share = _shares(weights, len(per_photo)).to(per_photo)  # (n)
+        mean = torch.einsum("n,nlk->lk", share, per_photo)
+        coefficients = mean * torch.rsqrt(mean.square().sum(-1, keepdim=True) + 1e-8)
+        if not torch.isfinite(coefficients).all():
+            raise HyperLoRAError(
+                f"{self.name} gives NaN for this photo in {self.dtype}: load it in fp32, or download it again if that doesn't help."
+            )
+        return coefficients
+
+    @torch.no_grad()
+    def lora(self, coefficients: Tensor, branch: str = "id") -> LoRA:
+        """coefficients [8 * modules, K] -> `<module>_to_q.lora_down.weight` [r, in], `.lora_up.weight` [out, r], `.alpha`.
+
+        Tensors are contiguous and own their memory, in `dtype`, on the device of the computation.
+        """
+        self._require_branch(branch)
+        expected = (VECTORS_PER_MODULE * len(self.module_names), self.basis.size)
+        if tuple(coefficients.shape) != expected:
+            raise HyperLoRAError(
+                f"These coefficients are {list(coefficients.shape)}, but {self.name} needs {list(expected)}: "
+                "they belong to another checkpoint. Encode the photos again with this one."
+            )
+        if not torch.isfinite(coefficients).all():
+            raise HyperLoRAError("These coefficients hold NaN or infinity. Encode the photos again.")
+        return self.basis.mix(coefficients.to(self.bring(self.basis), self.dtype), branch)
+
+    def _require_branch(self, branch: str) -> None:
+        if branch not in BRANCHES:
+            raise HyperLoRAError(f"Unknown branch {branch!r}: choose 'id' or 'base'.")
+        if branch == "base" and not self.has_base:
+            raise HyperLoRAError(
+                f"{self.name} has no base branch (no base_resampler.safetensors; the published checkpoints have none). "
+                "Use branch 'id' alone, or a checkpoint trained with a base branch."
+            )
+
+    def _conditions(
+        self, clip_tokens: Tensor | None, id_embeds: Tensor | None, branch: str, device: torch.device
+    ) -> list[Tensor]:
+        """The resampler's inputs in its order, checked: ID tokens first, CLIP tokens second."""
+        wants_embeds = branch == "id" and self.uses_id_embeds
+        wants_tokens = branch == "base" or self.uses_clip_tokens
+        conditions = []
+        for wanted, given, what in (
+            (wants_embeds, id_embeds, "face embeddings (id_embeds)"),
+            (wants_tokens, clip_tokens, "CLIP tokens (clip_tokens)"),
+        ):
+            if wanted and given is None:
+                raise HyperLoRAError(f"The {branch} branch of {self.name} needs {what}, and none were given.")
+            if given is not None and not wanted:
+                raise HyperLoRAError(f"The {branch} branch of {self.name} doesn't read {what}: leave them out.")
+        if wants_embeds:
+            projector = self.encoder["id_projector"]
+            _check_condition(id_embeds, "id_embeds", 2, projector[0].in_features, self.name)
+            conditions.append(projector(id_embeds.to(device, self.dtype)))  # (n, 512) -> (n, tokens, width)
+        if wants_tokens:
+            config = self.encoder["base_resampler" if branch == "base" else "resampler"].config
+            width = config.condition_2 if wants_embeds else config.condition
+            _check_condition(clip_tokens, "clip_tokens", 3, width, self.name)
+            conditions.append(clip_tokens.to(device, self.dtype))  # (n, t, c)
+        if len({len(condition) for condition in conditions}) > 1:
+            raise HyperLoRAError(
+                f"{len(clip_tokens)} photos in clip_tokens, but {len(id_embeds)} in id_embeds: give one of each per photo."
+            )
+        return conditions
+
+
+def _check_condition(condition: Tensor, what: str, dims: int, width: int, name: str) -> None:
+    if condition.ndim != dims or condition.shape[-1] != width or condition.numel() == 0:
+        shape = f"[n, {width}]" if dims == 2 else f"[n, tokens, {width}]"
+        raise HyperLoRAError(
+            f"{what} is {list(condition.shape)}, but {name} needs {shape}: use the encoder that it was trained with."
+        )
+    if not torch.isfinite(condition).all():
+        raise HyperLoRAError(f"{what} holds NaN or infinity. Check the photo and the encoder's precision.")
+
+
+def _shares(weights: Tensor | Sequence[float] | None, photos: int) -> Tensor:
+    """Weights of the photos, scaled to sum to 1."""
+    if weights is None:
+        return torch.full((photos,), 1 / photos)
+    weights = torch.as_tensor(weights, dtype=torch.float32)
+    if weights.shape != (photos,) or not torch.isfinite(weights).all() or (weights < 0).any() or weights.sum() <= 0:
+        raise HyperLoRAError(
+            f"Photo weights {weights.tolist()} don't fit {photos} photo(s): give one number of at least 0 per photo, not all 0."
+        )
+    return weights / weights.sum()

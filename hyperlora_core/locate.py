@@ -1,0 +1,68 @@
+"""From names to a ready PhotoEncoder: the checkpoint and the two encoders, found in a ComfyUI models folder or the demo."""
+
+from pathlib import Path
+
+import torch
+
+from .catalog import CatalogFile, load_catalog, shipped_models
+from .checkpoint import load_hyperlora
+from .encode import PhotoEncoder
+from .errors import HyperLoRAError
+from .face.analyzer import FaceAnalyzer
+from .folders import models_folder, search_folders
+from .hyperlora import HyperLoRA
+from .vision import VisionEncoder
+
+DEMO = "demo"
+DEFAULT = "fidelity"
+DEMO_FACES, DEMO_CLIP, DEMO_HYPER = "face", "clip_vision", "hyper_lora"
+
+
+def demo_folder() -> Path:
+    """The shipped small models."""
+    return shipped_models() / "demo"
+
+
+def open_encoder(
+    checkpoint: str = DEFAULT,
+    face_pack: str | Path | None = None,
+    clip: str | Path | None = None,
+    models: str | Path | None = None,
+    provider: str = "auto",
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> PhotoEncoder:
+    """A PhotoEncoder of a checkpoint: a catalogued name (fidelity, edit), "demo", or a path.
+
+    `face_pack`, `clip`: paths; by default antelopev2 and OpenAI's CLIP ViT-L/14 from the models folder `models` (default:
+    ComfyUI's). Raises HyperLoRAError naming what isn't there and the command that fetches it.
+    """
+    if checkpoint == DEMO:
+        folder = demo_folder()
+        path, face_pack, clip = folder / DEMO_HYPER, face_pack or folder / DEMO_FACES, clip or folder / DEMO_CLIP
+    elif checkpoint in load_catalog():
+        path = find_file(checkpoint, models).parent
+    else:
+        path = Path(checkpoint)
+    hyper = load_hyperlora(path, device, dtype)
+    return PhotoEncoder(
+        hyper,
+        FaceAnalyzer.load(face_pack or find_file("antelopev2", models), provider),
+        _clip_tower(hyper, clip, models, device, dtype),
+    )
+
+
+def _clip_tower(hyper: HyperLoRA, clip, models, device, dtype) -> VisionEncoder | None:
+    if hyper.clip_width is None:
+        return None
+    return VisionEncoder.load(clip or find_file("clip-vision", models), device, dtype)
+
+
+def find_file(item: str, models: str | Path | None) -> Path:
+    """Where the first file of a catalogued item lies. Raises HyperLoRAError when it isn't there or is broken."""
+    folders = search_folders(models_folder(models))
+    file: CatalogFile = load_catalog()[item].files[0]
+    found = file.find(folders)
+    if found is None:
+        raise HyperLoRAError(f"{item} is not in {folders[0]} ({file.path}). Run: hyperlora download {item}")
+    return found

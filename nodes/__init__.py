@@ -1,0 +1,43 @@
+"""All nodes of the pack, in the order of the flow: photos -> faces -> identity -> LoRA -> model -> picture."""
+
+from comfy_api.latest import ComfyExtension, io
+
+from . import folders
+from .apply import HyperLoRAApply, HyperLoRASaveLoRA
+from .demo import HyperLoRALoadDemo
+from .faces import HyperLoRADetectFaces, HyperLoRALoadFaceAnalysis
+from .generate import HyperLoRAGenerateLoRA, HyperLoRALoadModel
+from .identity import (
+    HyperLoRABlendIdentities,
+    HyperLoRAEncodeIdentity,
+    HyperLoRALoadIdentity,
+    HyperLoRASaveIdentity,
+)
+from .portrait import HyperLoRAPortrait
+from .prompt import HyperLoRATriggerPrompt
+
+
+class HyperLoRAExtension(ComfyExtension):
+    async def on_load(self) -> None:
+        folders.register()
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [
+            HyperLoRAPortrait,
+            HyperLoRALoadModel,
+            HyperLoRALoadFaceAnalysis,
+            HyperLoRADetectFaces,
+            HyperLoRAEncodeIdentity,
+            HyperLoRASaveIdentity,
+            HyperLoRALoadIdentity,
+            HyperLoRABlendIdentities,
+            HyperLoRAGenerateLoRA,
+            HyperLoRAApply,
+            HyperLoRASaveLoRA,
+            HyperLoRATriggerPrompt,
+            HyperLoRALoadDemo,
+        ]
+
+
+async def comfy_entrypoint() -> ComfyExtension:
+    return HyperLoRAExtension()

@@ -1,0 +1,127 @@
+"""A person's LoRA on the model, or in a file."""
+
+from pathlib import Path
+
+import comfy.lora
+import comfy.sd
+import folder_paths
+from comfy_api.latest import io
+
+from ..hyperlora_core import Identity, merge_branches, save_lora
+from ..hyperlora_core.hyperlora import LoRA
+from ..hyperlora_core.lora import NAMINGS, check_fits
+from ..hyperlora_core.metadata import describe
+from .types import CATEGORY, IdentityType
+
+
+def weight_inputs() -> tuple[io.Float.Input, io.Float.Input]:
+    limits = {"min": -2, "max": 2, "step": 0.05}
+    return (
+        io.Float.Input(
+            "weight",
+            default=0.8,
+            **limits,
+            tooltip="Strength of the face. 0.75 to 0.85 suits most checkpoints; 0 is off.",
+        ),
+        io.Float.Input(
+            "base_weight",
+            default=0.4,
+            **limits,
+            optional=True,
+            tooltip="Strength of the photo's clothes, hair and background; 0 follows the prompt instead.",
+        ),
+    )
+
+
+class HyperLoRAApply(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        weight, base_weight = weight_inputs()
+        return io.Schema(
+            node_id="HyperLoRAApply",
+            display_name="Apply HyperLoRA",
+            category=CATEGORY,
+            description="Merges a person's LoRA into the model. A LoRA that doesn't fit the model is an error, never ignored.",
+            search_aliases=["hyperlora apply", "patch model", "face lora", "apply identity"],
+            inputs=[
+                io.Model.Input("model", tooltip="An SDXL model."),
+                io.LoraModel.Input("id_lora", tooltip="From Generate LoRA."),
+                weight,
+                io.LoraModel.Input(
+                    "base_lora", optional=True, tooltip="From Generate LoRA, where the checkpoint has a base branch."
+                ),
+                base_weight,
+            ],
+            outputs=[io.Model.Output("model", tooltip="For the sampler.")],
+        )
+
+    @classmethod
+    def execute(
+        cls, model, id_lora: LoRA, weight: float, base_lora: LoRA | None = None, base_weight: float = 0.4
+    ) -> io.NodeOutput:
+        return io.NodeOutput(apply(model, id_lora, weight, base_lora, base_weight))
+
+
+def apply(model, id_lora: LoRA, weight: float, base_lora: LoRA | None, base_weight: float):
+    """A clone of the model with one patch per weight, ID and base merged."""
+    lora = merge_branches(id_lora, base_lora, weight, base_weight)
+    # checked at weight 0 too, so that a wrong pair shows before somebody turns the weight up
+    check_fits(lora, model_layers(model))
+    if weight == 0 and (base_lora is None or base_weight == 0):
+        return model
+    return comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0)[0]
+
+
+def model_layers(model) -> dict[str, tuple[int, ...]]:
+    """LoRA key -> shape of the weight that it patches."""
+    weights = model.model.state_dict()
+    keys = comfy.lora.model_lora_keys_unet(model.model, {})
+    return {key: tuple(weights[name].shape) for key, name in keys.items() if isinstance(name, str) and name in weights}
+
+
+class HyperLoRASaveLoRA(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        _, base_weight = weight_inputs()
+        return io.Schema(
+            node_id="HyperLoRASaveLoRA",
+            display_name="Save Person's LoRA",
+            category=CATEGORY,
+            description="Writes an ordinary LoRA file, with metadata, into the output folder; core's Load LoRA finds it in loras/.",
+            search_aliases=["export lora", "save lora", "kohya", "diffusers lora"],
+            inputs=[
+                io.LoraModel.Input("id_lora", tooltip="From Generate LoRA."),
+                io.String.Input(
+                    "filename_prefix", default="loras/person", tooltip="Path and start of the name, below output."
+                ),
+                io.Combo.Input(
+                    "naming",
+                    options=list(NAMINGS),
+                    default=NAMINGS[0],
+                    tooltip="kohya: for ComfyUI and most tools. diffusers: for diffusers and PEFT.",
+                ),
+                io.LoraModel.Input("base_lora", optional=True, tooltip="Joined into the same file at base_weight."),
+                base_weight,
+                IdentityType.Input("identity", optional=True, tooltip="Its origin is written into the metadata."),
+            ],
+            outputs=[io.String.Output("path", tooltip="Where the file lies.")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        id_lora: LoRA,
+        filename_prefix: str,
+        naming: str,
+        base_lora: LoRA | None = None,
+        base_weight: float = 0.4,
+        identity: Identity | None = None,
+    ) -> io.NodeOutput:
+        lora = id_lora if base_lora is None else merge_branches(id_lora, base_lora, 1.0, base_weight)
+        folder, name, counter, _, _ = folder_paths.get_save_image_path(
+            filename_prefix, folder_paths.get_output_directory()
+        )
+        path = Path(folder) / f"{name}_{counter:05}_.safetensors"
+        save_lora(lora, path, naming, describe(name, identity, base_weight=None if base_lora is None else base_weight))
+        return io.NodeOutput(str(path), ui={"text": [f"Saved {path}"]})

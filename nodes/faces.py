@@ -1,0 +1,119 @@
+"""Faces: the pack of networks that finds them, and a look at what it found."""
+
+from comfy_api.latest import io
+
+from ..hyperlora_core import FaceAnalyzer, NoFaceError, read_photo
+from ..hyperlora_core.face.choice import CHOICES
+from ..hyperlora_core.face.draw import annotate, face_mask
+from ..hyperlora_core.face.providers import PROVIDERS
+from ..hyperlora_core.pictures import image_batch, mask_batch
+from . import folders, host
+from .types import CATEGORY, FaceAnalysis, Faces
+
+ALL = "all"
+BY_INDEX = "index"
+
+
+def face_inputs(*more: str) -> list:
+    """The two widgets that choose one of several faces."""
+    return [
+        io.Combo.Input(
+            "face",
+            options=[*CHOICES, BY_INDEX, *more],
+            default=CHOICES[0],
+            tooltip="Which face, if the photo shows several. index: by face_index, counted from the left.",
+        ),
+        io.Int.Input(
+            "face_index",
+            default=0,
+            min=0,
+            max=99,
+            optional=True,
+            advanced=True,
+            tooltip="0 is the leftmost face; for face = index.",
+        ),
+    ]
+
+
+def chosen_face(face: str, face_index: int) -> str | int:
+    return face_index if face == BY_INDEX else face
+
+
+class HyperLoRALoadFaceAnalysis(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        packs = folders.face_pack_names()
+        return io.Schema(
+            node_id="HyperLoRALoadFaceAnalysis",
+            display_name="Load Face Analysis",
+            category=CATEGORY,
+            description="Loads a face pack (detection, landmarks, recognition). Works with InstantID, IP-Adapter and PuLID nodes too.",
+            search_aliases=["insightface", "antelopev2", "face analysis", "face detection"],
+            inputs=[
+                io.Combo.Input(
+                    "face_pack",
+                    options=packs,
+                    default=packs[0],
+                    tooltip="A folder in models/insightface/models. The published HyperLoRA checkpoints need antelopev2.",
+                ),
+                io.Combo.Input(
+                    "provider",
+                    options=[folders.AUTO, *PROVIDERS],
+                    default=folders.AUTO,
+                    advanced=True,
+                    tooltip="Where onnxruntime computes. auto: the fastest one that is installed.",
+                ),
+            ],
+            outputs=[
+                FaceAnalysis.Output(
+                    "face_analysis", tooltip="For Detect Faces, Encode Identity, and other packs' nodes."
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(cls, face_pack: str, provider: str) -> io.NodeOutput:
+        return io.NodeOutput(FaceAnalyzer.load(folders.face_pack_path(face_pack), provider).app)
+
+
+class HyperLoRADetectFaces(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HyperLoRADetectFaces",
+            display_name="Detect Faces",
+            category=CATEGORY,
+            description="Finds faces and shows them: boxes with their numbers from the left, and a mask of the faces.",
+            search_aliases=["face detector", "face mask", "face box", "count faces"],
+            inputs=[
+                FaceAnalysis.Input("face_analysis", tooltip="From Load Face Analysis, or another pack's loader."),
+                io.Image.Input("image", tooltip="One picture or a batch."),
+                *face_inputs(ALL),
+            ],
+            outputs=[
+                Faces.Output("faces", tooltip="The chosen faces of each picture."),
+                io.Image.Output("annotated", tooltip="The pictures with the chosen faces drawn in."),
+                io.Mask.Output("mask", tooltip="White inside the chosen faces' outlines."),
+                io.Int.Output("count", tooltip="How many faces were chosen, over all pictures."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, face_analysis, image, face: str, face_index: int = 0) -> io.NodeOutput:
+        analyzer = FaceAnalyzer(face_analysis)
+        step = host.progress(len(image))
+        faces, annotated, masks = [], [], []
+        for number, picture in enumerate(image, start=1):
+            photo = read_photo(picture, f"Picture {number}")
+            if face == ALL:
+                found = analyzer.faces(photo)
+            else:
+                try:
+                    found = [analyzer.face(photo, chosen_face(face, face_index), f"Picture {number}")]
+                except NoFaceError:
+                    found = []  # a picture without faces is an answer here: count 0 and an empty mask
+            faces.append(found)
+            annotated.append(annotate(photo, found))
+            masks.append(face_mask(photo, found))
+            step(number, len(image))
+        return io.NodeOutput(faces, image_batch(annotated), mask_batch(masks), sum(map(len, faces)))

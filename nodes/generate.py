@@ -1,0 +1,92 @@
+"""A checkpoint, and the LoRAs that it writes."""
+
+from comfy_api.latest import io
+
+from . import folders, host
+from .types import CATEGORY, HyperLoRAModel, IdentityType
+
+
+class HyperLoRALoadModel(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HyperLoRALoadModel",
+            display_name="Load HyperLoRA",
+            category=CATEGORY,
+            description="Loads a HyperLoRA checkpoint, and the CLIP image tower that it reads. Sizes are read from the files.",
+            search_aliases=["hyperlora loader", "hyper lora", "identity", "face lora"],
+            inputs=[
+                io.Combo.Input(
+                    "checkpoint",
+                    options=folders.checkpoint_names(),
+                    tooltip="A checkpoint from models/hyper_lora: a folder as published, or one file. "
+                    "fidelity keeps the likeness, edit follows the prompt more.",
+                ),
+                io.Combo.Input(
+                    "precision",
+                    options=[folders.AUTO, *host.PRECISIONS],
+                    default=folders.AUTO,
+                    advanced=True,
+                    tooltip="Precision of the computation. auto: fp16 on a GPU that is fast in it, fp32 otherwise.",
+                ),
+                io.Combo.Input(
+                    "clip_vision",
+                    options=[folders.AUTO, *folders.clip_tower_names()],
+                    default=folders.AUTO,
+                    optional=True,
+                    advanced=True,
+                    tooltip="The CLIP image tower. auto: the one in models/clip_vision that fits (OpenAI's CLIP ViT-L/14).",
+                ),
+            ],
+            outputs=[HyperLoRAModel.Output("hyperlora", tooltip="For Encode Identity and Generate LoRA.")],
+        )
+
+    @classmethod
+    def execute(cls, checkpoint: str, precision: str, clip_vision: str = folders.AUTO) -> io.NodeOutput:
+        def clip_path(width: int):
+            return (
+                folders.find_clip_tower(width) if clip_vision == folders.AUTO else folders.clip_tower_path(clip_vision)
+            )
+
+        return io.NodeOutput(host.load(folders.checkpoint_path(checkpoint), clip_path, precision))
+
+
+class HyperLoRAGenerateLoRA(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HyperLoRAGenerateLoRA",
+            display_name="Generate LoRA",
+            category=CATEGORY,
+            description="Writes a person's LoRA: an ordinary LoRA for SDXL, for Apply, Save or core's own LoRA nodes.",
+            search_aliases=["hyperlora generate", "identity to lora", "lora from photo"],
+            inputs=[
+                HyperLoRAModel.Input("hyperlora", tooltip="The checkpoint that encoded the identity."),
+                IdentityType.Input("identity", tooltip="From Encode, Load or Blend."),
+            ],
+            outputs=[
+                io.LoraModel.Output("id_lora", tooltip="The face."),
+                io.LoraModel.Output(
+                    "base_lora",
+                    tooltip="Clothes, hair and background of the photo; only where the checkpoint has a base branch.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, hyperlora: host.LoadedHyperLoRA, identity) -> io.NodeOutput:
+        return io.NodeOutput(*generate(hyperlora, identity))
+
+
+def generate(loaded: host.LoadedHyperLoRA, identity) -> tuple[dict, dict | None]:
+    """ID and base LoRA on the CPU, where LORA_MODEL wires expect them; base is None without a base branch."""
+    hyper = loaded.hyper
+    identity.require_checkpoint(hyper)
+
+    def lora(coefficients, branch):
+        return {name: tensor.cpu() for name, tensor in hyper.lora(coefficients, branch).items()}
+
+    base = (
+        lora(identity.base_coefficients, "base") if hyper.has_base and identity.base_coefficients is not None else None
+    )
+    return lora(identity.coefficients, "id"), base

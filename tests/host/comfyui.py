@@ -1,0 +1,170 @@
+"""A real ComfyUI for tests: found on this machine, started on the CPU with this pack installed, spoken to over HTTP."""
+
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import uuid
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+PACK = Path(__file__).parents[2]
+START_TIMEOUT = 180
+RUN_TIMEOUT = 300
+
+
+def find_hosts() -> list[Path]:
+    """COMFYUI_PATH (several, separated as in PATH), the folder above an installed pack, comfy-cli's place and its siblings."""
+    named = [Path(path).expanduser() for path in os.environ.get("COMFYUI_PATH", "").split(os.pathsep) if path]
+    around = [PACK.parent.parent] if PACK.parent.name == "custom_nodes" else []
+    usual = sorted((Path.home() / "comfy").glob("ComfyUI*"))
+    hosts = named or [*around, *usual]
+    return [host for host in dict.fromkeys(hosts) if (host / "main.py").is_file() and (host / "comfy").is_dir()]
+
+
+def version(host: Path) -> str:
+    scope: dict = {}
+    exec((host / "comfyui_version.py").read_text(encoding="utf-8"), scope)
+    return scope["__version__"]
+
+
+class ComfyUI:
+    """A server with its own base directory, so that nothing of the user's is touched."""
+
+    def __init__(self, host: Path, base: Path, arguments: tuple[str, ...] = ()):
+        self.host, self.base = host, base
+        for folder in ("models", "custom_nodes", "input", "output", "temp", "user"):
+            (base / folder).mkdir(parents=True, exist_ok=True)
+        (base / "custom_nodes" / "hyperlora-zero-shot").symlink_to(PACK)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        self.log = base / "server.log"
+        command = [sys.executable, "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(port)]
+        command += ["--base-directory", str(base), "--database-url", "sqlite:///:memory:", "--disable-auto-launch", *arguments]
+        # the pack under test is the checkout, not an installed copy that PYTHONPATH may name
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(command, cwd=host, stdout=log, stderr=subprocess.STDOUT, env=environment)
+        self._wait_until_up()
+
+    def _wait_until_up(self) -> None:
+        end = time.monotonic() + START_TIMEOUT
+        while time.monotonic() < end:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"ComfyUI ended at its start:\n{self.tail()}")
+            try:
+                self.get("/system_stats")
+                return
+            except (urllib.error.URLError, ConnectionError):
+                time.sleep(0.3)
+        raise RuntimeError(f"ComfyUI didn't come up in {START_TIMEOUT} s:\n{self.tail()}")
+
+    def tail(self, lines: int = 40) -> str:
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+    def stop(self) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def get(self, path: str):
+        with urllib.request.urlopen(self.url + path, timeout=60) as answer:
+            return json.load(answer)
+
+    def post(self, path: str, body: dict):
+        request = urllib.request.Request(
+            self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}, method="POST"
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return json.loads(answer.read() or b"null")
+        except urllib.error.HTTPError as error:
+            raise RefusedError(json.loads(error.read())) from error
+
+    def upload(self, picture: Image.Image | bytes, name: str) -> str:
+        """Upload as the browser does; answers the name for LoadImage."""
+        if isinstance(picture, Image.Image):
+            buffer = io.BytesIO()
+            picture.save(buffer, "PNG")
+            picture = buffer.getvalue()
+        boundary = uuid.uuid4().hex
+        body = (
+            f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="{name}"\r\n'
+            "Content-Type: image/png\r\n\r\n"
+        ).encode()
+        body += picture + f'\r\n--{boundary}\r\nContent-Disposition: form-data; name="overwrite"\r\n\r\ntrue'.encode()
+        body += f"\r\n--{boundary}--\r\n".encode()
+        request = urllib.request.Request(
+            f"{self.url}/upload/image", body, {"Content-Type": f"multipart/form-data; boundary={boundary}"}, method="POST"
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.load(answer)["name"]
+
+    def run(self, workflow: dict) -> "Result":
+        """Queue an API-format workflow and wait for its end."""
+        prompt_id = self.post("/prompt", {"prompt": workflow, "client_id": uuid.uuid4().hex})["prompt_id"]
+        end = time.monotonic() + RUN_TIMEOUT
+        while time.monotonic() < end:
+            history = self.get(f"/history/{prompt_id}")
+            if prompt_id in history and history[prompt_id]["status"]["completed"] is not None:
+                entry = history[prompt_id]
+                if entry["status"]["status_str"] in ("success", "error"):
+                    return Result(self, entry)
+            if self.process.poll() is not None:
+                raise RuntimeError(f"ComfyUI died:\n{self.tail()}")
+            time.sleep(0.1)
+        raise RuntimeError(f"The workflow didn't end in {RUN_TIMEOUT} s:\n{self.tail()}")
+
+
+class RefusedError(Exception):
+    """The server didn't accept the workflow."""
+
+    def __init__(self, answer: dict):
+        super().__init__(json.dumps(answer, indent=1))
+        self.answer = answer
+
+
+class Result:
+    """A finished workflow."""
+
+    def __init__(self, server: ComfyUI, entry: dict):
+        self.server, self.outputs, self.status = server, entry["outputs"], entry["status"]
+
+    @property
+    def messages(self) -> dict[str, dict]:
+        return dict(self.status["messages"])
+
+    @property
+    def error(self) -> str | None:
+        """The exception's text, as the front end shows it."""
+        problem = self.messages.get("execution_error")
+        return problem and problem["exception_message"].strip()
+
+    @property
+    def cached(self) -> set[str]:
+        """Ids of the nodes that weren't run again."""
+        return set(self.messages["execution_cached"]["nodes"])
+
+    def picture(self, node: str = None) -> np.ndarray:
+        """The first picture of a node (or of the only one that has pictures): uint8 [h, w, 3]."""
+        assert self.error is None, self.error
+        found = next(out["images"] for name, out in self.outputs.items() if node in (None, name) and "images" in out)[0]
+        query = f"filename={found['filename']}&subfolder={found['subfolder']}&type={found['type']}"
+        with urllib.request.urlopen(f"{self.server.url}/view?{query}", timeout=60) as answer:
+            return np.asarray(Image.open(io.BytesIO(answer.read())).convert("RGB"))
+
+    def text(self, node: str) -> str:
+        assert self.error is None, self.error
+        return "".join(self.outputs[node]["text"])
