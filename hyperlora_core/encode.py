@@ -76,7 +76,7 @@ class PhotoEncoder:
         crops, base_crops, embeds, lines = [], [], [], []
         for number, source in enumerate(photos, start=1):
             name = Path(source).name if isinstance(source, str | Path) else f"Photo {number}"
-            photo = read_photo(source, name)
+            photo = read_photo(source, None if isinstance(source, str | Path) else name)
             detections = self.faces.detect(photo)
             face = self.faces.describe(photo, self.faces.choose(photo, detections, options.which, name))
             crops.append(identity_picture(photo, face.landmarks, options.remove_background, options.grayscale))

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from conftest import FIXTURES
 from safetensors.torch import load_file, save_file
 
-from conftest import FIXTURES
 from hyperlora_core import HyperLoRAError, Identity, load_hyperlora
 
 CASE = FIXTURES / "clip_arcface_three_photos"

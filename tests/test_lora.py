@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from conftest import FIXTURES
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from conftest import FIXTURES
 from hyperlora_core import HyperLoRAError, load_hyperlora, load_lora, merge_branches, save_lora, to_diffusers
 from hyperlora_core.lora import check_fits, diffusers_path, pairs
 from hyperlora_core.metadata import describe

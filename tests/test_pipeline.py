@@ -118,7 +118,7 @@ def test_a_lora_that_does_not_fit_changes_nothing(pipeline):
     wrong_place = random_lora(8)
     for ending in (".lora_down.weight", ".lora_up.weight", ".alpha"):
         wrong_place[KEY.replace("mid_block", "down_blocks_0") + ending] = wrong_place.pop(KEY + ending)
-    with pytest.raises(HyperLoRAError, match="doesn't fit this pipeline.*down_blocks_0"):
+    with pytest.raises(HyperLoRAError, match=r"doesn't fit this pipeline.*down_blocks_0"):
         apply_lora(pipeline, wrong_place)
     wrong_shape = random_lora(8) | {f"{KEY}.lora_down.weight": torch.zeros(8, 2048)}
     with pytest.raises(HyperLoRAError, match="192 x 2048"):

@@ -36,7 +36,10 @@ def clutter(rng: np.random.Generator, side: int) -> Image.Image:
     for _ in range(rng.integers(3, 30)):
         x, y = rng.uniform(-0.1, 1, 2) * side
         w, h = side * 10 ** rng.uniform(-1.6, -0.2, 2)
-        colour = tuple(int(v) for v in (skin * rng.uniform(0.5, 1.7) if rng.random() < 0.4 else rng.integers(0, 256, 3)).clip(0, 255))
+        colour = tuple(
+            int(v)
+            for v in (skin * rng.uniform(0.5, 1.7) if rng.random() < 0.4 else rng.integers(0, 256, 3)).clip(0, 255)
+        )
         shape = rng.integers(4)
         if shape == 0:
             draw.ellipse((x, y, x + w, y + w * rng.uniform(0.8, 1.5)), colour)
@@ -67,7 +70,10 @@ def crowd(rng: np.random.Generator, portraits: np.ndarray, truths: np.ndarray, s
         face = max(right - left, bottom - top)
         margin = rng.uniform(0.02, 0.3) * face
         x, y = (left + right) / 2 - face / 2 - margin, (top + bottom) / 2 - face / 2 - margin
-        part = np.array([x, y, x + face + 2 * margin, y + face + 2 * margin]) + np.repeat(rng.normal(0, margin / 3, 2)[None], 2, 0).ravel()
+        part = (
+            np.array([x, y, x + face + 2 * margin, y + face + 2 * margin])
+            + np.repeat(rng.normal(0, margin / 3, 2)[None], 2, 0).ravel()
+        )
         scale = side * rng.uniform(0.7, 1) / (face + 2 * margin)
         places.append((part, scale, rng.uniform(0, 1, 2) * (side - (face + 2 * margin) * scale)))
     elif kind == "several":
@@ -87,13 +93,19 @@ def crowd(rng: np.random.Generator, portraits: np.ndarray, truths: np.ndarray, s
         erased = rng.random() < 0.06
         if erased:  # hair, hat and shoulders alone are no face
             ImageDraw.Draw(portrait).ellipse(truth[:2].ravel().tolist(), tuple(portraits[pick, 64, 64].tolist()))
-        canvas.paste(portrait.resize(whole, RESAMPLING[rng.integers(4)], tuple(part)) if _inside(part) else
-                     portrait.transform(whole, Image.EXTENT, tuple(part), Image.BILINEAR), tuple(corner.astype(int).tolist()))
+        canvas.paste(
+            portrait.resize(whole, RESAMPLING[rng.integers(4)], tuple(part))
+            if _inside(part)
+            else portrait.transform(whole, Image.EXTENT, tuple(part), Image.BILINEAR),
+            tuple(corner.astype(int).tolist()),
+        )
         if not erased:
             moved = (truth - part[:2]) * scale + corner
             boxes.append(moved[:2].ravel())
             points.append(moved[2:])
-    return Crowd(np.asarray(canvas), np.array(boxes, np.float32).reshape(-1, 4), np.array(points, np.float32).reshape(-1, 5, 2))
+    return Crowd(
+        np.asarray(canvas), np.array(boxes, np.float32).reshape(-1, 4), np.array(points, np.float32).reshape(-1, 5, 2)
+    )
 
 
 def _inside(part: np.ndarray) -> bool:

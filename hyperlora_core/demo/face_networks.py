@@ -153,7 +153,9 @@ class Detector(nn.Module):
         self.sides = nn.ModuleList(convolution(operations, width, 48, 1) for width in (48, 64, 96))
         self.heads = nn.ModuleList(
             nn.Sequential(
-                *(Separable(48, 48, operations=operations) for _ in range(2)), nn.ReLU(), operations.Conv2d(48, 2 * 15, 1)
+                *(Separable(48, 48, operations=operations) for _ in range(2)),
+                nn.ReLU(),
+                operations.Conv2d(48, 2 * 15, 1),
             )
             for _ in STRIDES
         )

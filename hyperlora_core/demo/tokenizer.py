@@ -27,8 +27,13 @@ def sdxl_tokenizers() -> tuple:
     transformers = packages.require("transformers", "Reading a prompt")
     with tempfile.TemporaryDirectory() as folder:
         write_vocabulary(Path(folder))
-        make = functools.partial(transformers.CLIPTokenizer.from_pretrained, folder, model_max_length=POSITIONS)
-        return make(pad_token=END), make(pad_token="!")
+        first, second = (
+            transformers.CLIPTokenizer.from_pretrained(folder, model_max_length=POSITIONS) for _ in range(2)
+        )
+    # set afterwards, because a pad token given at the start counts as a marker wherever a prompt holds an exclamation
+    # mark; ComfyUI and open_clip read it as punctuation
+    second.pad_token = "!"
+    return first, second
 
 
 def write_vocabulary(folder: Path) -> None:

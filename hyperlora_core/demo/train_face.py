@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,12 +26,12 @@ from .face_crowds import crowd, targets
 from .face_data import load_cache, make_cache, traits
 from .face_networks import Detector, HalfSize, Landmarks, MeasuringRecognition, Recognition
 
-# (steps, people, scenes of each) per network; the measuring network sees other people than the pack
+# (steps of the rounds, people, scenes of each) per network; the measuring network sees other people than the pack
 PLAN = {
-    "detector": (3000, range(0, 2000), 12),
-    "landmarks": (3000, range(0, 2000), 12),
-    "recognition": (3000, range(0, 2000), 12),
-    "measuring": (2500, range(500_000, 501_000), 12),
+    "detector": ((1200, 1800), range(2000), 12),
+    "landmarks": ((1200, 1800), range(2000), 12),
+    "recognition": ((1400, 2600), range(2000), 12),
+    "measuring": ((1800,), range(500_000, 501_000), 12),
 }
 FILES = {
     "detector": "det_demo.onnx",
@@ -41,52 +42,70 @@ FILES = {
 OPSET = 17
 SAVE_EVERY = 250
 
-Loss = Callable[[int], dict[str, torch.Tensor]]
+
+class Task(NamedTuple):
+    """What one network's training consists of."""
+
+    network: nn.Module  # what is exported
+    module: nn.Module  # what is trained: the network and the parts that only training needs
+    rate: float  # the highest learning rate
+    loss_of: Callable[[int], dict[str, torch.Tensor]]  # the loss' terms, from the step's number alone
 
 
 class Trainer:
-    """Trains one module by a loss of the step's number alone, so that a stopped training goes on exactly."""
+    """Trains a task in rounds, each with its own warm-up and cosine decay, so that every round ends in a usable network.
 
-    def __init__(self, name: str, module: nn.Module, steps: int, rate: float, folder: Path):
-        self.name, self.steps, self.path = name, steps, folder / f"{name}.pt"
-        self.module = module.to(memory_format=torch.channels_last)  # small convolutions gain a third on a CPU
-        matrices = [p for p in module.parameters() if p.ndim > 1]
-        others = [p for p in module.parameters() if p.ndim <= 1]
+    All randomness comes from the step's number: a stopped training goes on exactly as if it hadn't been stopped.
+    """
+
+    def __init__(self, name: str, task: Task, rounds: tuple[int, ...], folder: Path):
+        self.name, self.task, self.rounds, self.path = name, task, rounds, folder / f"{name}.pt"
+        self.module = task.module.to(memory_format=torch.channels_last)  # small convolutions gain a third on a CPU
+        matrices = [p for p in self.module.parameters() if p.ndim > 1]
+        others = [p for p in self.module.parameters() if p.ndim <= 1]
         groups = [{"params": matrices, "weight_decay": 0.02}, {"params": others, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, rate)
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, rate, steps, pct_start=0.12)
+        self.optimizer = torch.optim.AdamW(groups, task.rate)
         self.done = 0
-
-    def resume(self) -> None:
-        if not self.path.exists():
-            return
-        state = torch.load(self.path, weights_only=True)
-        if state["steps"] != self.steps:
-            raise HyperLoRAError(f"{self.path} belongs to a training of {state['steps']} steps: delete it or train that many.")
-        self.module.load_state_dict(state["module"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        self.done = state["done"]
+        if self.path.exists():
+            state = torch.load(self.path, weights_only=True)
+            if tuple(state["rounds"][: len(rounds)]) != rounds[: len(state["rounds"])]:
+                raise HyperLoRAError(
+                    f"{self.path} belongs to a training in rounds of {state['rounds']} steps: delete it or train those."
+                )
+            self.module.load_state_dict(state["module"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.done = state["done"]
 
     def save(self) -> None:
-        state = {name: getattr(self, name).state_dict() for name in ("module", "optimizer", "schedule")}
+        state = {"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}
         with written_aside(self.path) as aside:
-            torch.save({**state, "done": self.done, "steps": self.steps}, aside)
+            torch.save({**state, "done": self.done, "rounds": list(self.rounds)}, aside)
 
-    def run(self, loss_of: Loss) -> None:
-        """Train to the end with a progress bar; whatever stops it, the checkpoint is saved."""
-        self.resume()
+    def rate(self, step: int) -> float:
+        """The learning rate at a step: each round starts a little lower than the one before."""
+        start = 0
+        for number, length in enumerate(self.rounds):
+            if step < start + length:
+                at = (step - start) / length
+                peak = self.task.rate * 0.7**number
+                return peak * min(1.0, (at + 1e-3) / 0.1) * 0.5 * (1 + np.cos(np.pi * max(0.0, at - 0.1) / 0.9))
+            start += length
+        return 0.0
+
+    def run(self, until: int) -> None:
+        """Train up to a step with a progress bar; whatever stops it, the checkpoint is saved."""
         self.module.train()
         recent: dict[str, float] = {}
-        bar = tqdm(total=self.steps, initial=self.done, desc=f"{self.name:<11}", unit="step", mininterval=2)
+        bar = tqdm(total=until, initial=self.done, desc=f"{self.name:<11}", unit="step", mininterval=2)
         try:
-            while self.done < self.steps:
-                losses = loss_of(self.done)
+            while self.done < until:
+                for group in self.optimizer.param_groups:
+                    group["lr"] = self.rate(self.done)
+                losses = self.task.loss_of(self.done)
                 self.optimizer.zero_grad()
                 sum(losses.values()).backward()
                 nn.utils.clip_grad_norm_(self.module.parameters(), 5.0)
                 self.optimizer.step()
-                self.schedule.step()
                 self.done += 1
                 for key, value in losses.items():
                     recent[key] = 0.97 * recent.get(key, value.item()) + 0.03 * value.item()
@@ -130,9 +149,9 @@ class Margin(nn.Module):
         return functional.cross_entropy(self.scale * (cosines - own), labels)
 
 
-def train_recognition(name: str, cache: Path, folder: Path, steps: int, seed: int, batch: int = 64) -> nn.Module:
+def recognition_task(name: str, faces: Path, seed: int, batch: int = 64) -> Task:
     """Recognition by the margin loss; the pack's own network also learns to tell the traits, the measuring one doesn't."""
-    data = load_cache(cache)
+    data = load_cache(faces)
     images, people = data["aligned"], np.asarray(data["person"])
     labels = torch.from_numpy(people - people.min())
     known = torch.from_numpy(traits(np.unique(people)))
@@ -147,19 +166,18 @@ def train_recognition(name: str, cache: Path, folder: Path, steps: int, seed: in
         rng = np.random.default_rng([seed, step])
         pick = np.sort(rng.integers(len(images), size=batch))
         embeddings = network(jittered(pixels(images[pick], 127.5), rng))
-        losses = {"margin": module["margin"](embeddings, labels[pick], min(1.0, 4 * step / steps))}
+        losses = {"margin": module["margin"](embeddings, labels[pick], min(1.0, step / 500))}
         if name == "recognition":
             guess = module["traits"](functional.normalize(embeddings) * 8)
             losses["traits"] = 10 * functional.mse_loss(guess, known[labels[pick]])
         return losses
 
-    Trainer(name, module, steps, 3e-3, folder).run(loss_of)
-    return network
+    return Task(network, module, 3e-3, loss_of)
 
 
-def train_landmarks(cache: Path, folder: Path, steps: int, seed: int, batch: int = 64) -> nn.Module:
+def landmarks_task(faces: Path, seed: int, batch: int = 64) -> Task:
     """The 106 points by their mean distance."""
-    data = load_cache(cache)
+    data = load_cache(faces)
     images, points = data["cropped"], data["points"]
     network = Landmarks()
 
@@ -169,13 +187,12 @@ def train_landmarks(cache: Path, folder: Path, steps: int, seed: int, batch: int
         off = network(jittered(pixels(images[pick], 128.0), rng)) - torch.from_numpy(points[pick])
         return {"distance": 10 * off.unflatten(1, (106, 2)).square().sum(2).add(1e-6).sqrt().mean()}
 
-    Trainer("landmarks", network, steps, 3e-3, folder).run(loss_of)
-    return network
+    return Task(network, network, 3e-3, loss_of)
 
 
-def train_detector(cache: Path, folder: Path, steps: int, seed: int, batch: int = 12) -> nn.Module:
+def detector_task(faces: Path, seed: int, batch: int = 12) -> Task:
     """Scores by the focal loss (arXiv 1708.02002), boxes and points by their distance where a face is."""
-    data = load_cache(cache)
+    data = load_cache(faces)
     portraits, truths = data["portrait"], data["truth"]
     network = Detector()
 
@@ -183,7 +200,10 @@ def train_detector(cache: Path, folder: Path, steps: int, seed: int, batch: int 
         rng = np.random.default_rng([seed, step])
         side = int(rng.choice([256, 320, 384, 640], p=[0.35, 0.35, 0.2, 0.1]))
         crowds = [crowd(rng, portraits, truths, side) for _ in range(max(3, round(batch * (320 / side) ** 2)))]
-        wanted = [torch.from_numpy(np.stack(level)) for level in zip(*(targets(c.boxes, c.points, side) for c in crowds), strict=True)]
+        wanted = [
+            torch.from_numpy(np.stack(level))
+            for level in zip(*(targets(c.boxes, c.points, side) for c in crowds), strict=True)
+        ]
         wanted = torch.cat([level.flatten(0, 3) for level in wanted])  # [places, 15]
         x = jittered(pixels(np.stack([c.image for c in crowds]), 128.0), rng)
         said = torch.cat([level.flatten(0, 3) for level in network.raw(x)])
@@ -196,8 +216,7 @@ def train_detector(cache: Path, folder: Path, steps: int, seed: int, batch: int 
         off = functional.smooth_l1_loss(said[faces, 1:], wanted[faces, 1:], beta=0.02, reduction="sum") / number
         return {"score": score, "place": off}
 
-    Trainer("detector", network, steps, 2e-3, folder).run(loss_of)
-    return network
+    return Task(network, network, 2e-3, loss_of)
 
 
 def export(name: str, network: nn.Module, path: Path) -> None:
@@ -207,7 +226,10 @@ def export(name: str, network: nn.Module, path: Path) -> None:
     if name == "detector":
         example = torch.zeros(1, 3, 320, 320)
         options["output_names"] = [f"{kind}_{stride}" for kind in ("score", "box", "points") for stride in (8, 16, 32)]
-        options["dynamic_axes"] = {"input": {2: "height", 3: "width"}, **{out: {0: f"{out}_places"} for out in options["output_names"]}}
+        options["dynamic_axes"] = {
+            "input": {2: "height", 3: "width"},
+            **{out: {0: f"{out}_places"} for out in options["output_names"]},
+        }
     elif name == "landmarks":
         network, example = HalfSize(network), torch.zeros(1, 3, 192, 192)
         options |= {"output_names": ["points"], "dynamic_axes": {"input": {0: "n"}, "points": {0: "n"}}}
@@ -218,36 +240,55 @@ def export(name: str, network: nn.Module, path: Path) -> None:
         torch.onnx.export(network, (example,), str(aside), **options)
 
 
-def train(name: str, out: Path, cache: Path, steps: int | None = None, workers: int = 2) -> Path:
-    """Train one network of PLAN (or carry its training on) and export it into `out`; returns the ONNX file's path."""
+def train(name: str, out: Path, cache: Path, rounds: tuple[int, ...] = (), workers: int = 2) -> Path:
+    """Train one network of PLAN, or carry its training on; exported into `out` after each round. Returns the file."""
     planned, people, scenes = PLAN[name]
+    rounds = rounds or planned
     with tqdm(total=len(people), desc="portraits  ", unit="person", mininterval=2) as bar:
-        faces = make_cache(cache / f"faces_{people.start}", people, scenes, workers, lambda done, _: bar.update(done - bar.n))
+        faces = make_cache(
+            cache / f"faces_{people.start}", people, scenes, workers, lambda done, _: bar.update(done - bar.n)
+        )
     seed = list(PLAN).index(name)
     torch.manual_seed(seed)
-    count = steps or planned
     if name == "detector":
-        network = train_detector(faces, cache, count, seed)
+        task = detector_task(faces, seed)
     elif name == "landmarks":
-        network = train_landmarks(faces, cache, count, seed)
+        task = landmarks_task(faces, seed)
     else:
-        network = train_recognition(name, faces, cache, count, seed)
-    path = out / FILES[name]
-    export(name, network, path)
-    return path
+        task = recognition_task(name, faces, seed)
+    trainer = Trainer(name, task, rounds, cache)
+    for number in range(len(rounds)):
+        trainer.run(until=sum(rounds[: number + 1]))
+        export(name, task.network, out / FILES[name])
+    return out / FILES[name]
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser("python -m hyperlora_core.demo.train_face", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m hyperlora_core.demo.train_face",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--out", type=Path, default=Path("models/demo/face"), help="the face pack's folder")
-    parser.add_argument("--out-measure", type=Path, help="the measuring network's folder (default: face_measure beside --out)")
+    parser.add_argument(
+        "--out-measure", type=Path, help="the measuring network's folder (default: face_measure beside --out)"
+    )
     parser.add_argument("--only", nargs="+", choices=list(PLAN), default=list(PLAN), help="the networks to train")
-    parser.add_argument("--steps", type=int, help="training steps of each network (default: as the shipped ones)")
-    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "hyperlora_demo_face", help="where drawn faces and checkpoints are kept")
+    parser.add_argument(
+        "--steps", type=int, nargs="+", default=[], help="steps of the training rounds (default: as the shipped ones)"
+    )
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / "hyperlora_demo_face",
+        help="where drawn faces and checkpoints are kept",
+    )
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of the training")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that draw portraits")
-    parser.add_argument("--measure", action="store_true", help="measure the exported packs on held-out people instead of training")
+    parser.add_argument(
+        "--measure", action="store_true", help="measure the exported packs on held-out people instead of training"
+    )
     options = parser.parse_args(arguments)
     measuring = options.out_measure or options.out.parent / "face_measure"
     torch.set_num_threads(options.threads)
@@ -258,7 +299,13 @@ def main(arguments: list[str] | None = None) -> int:
             print(table(measure(options.out, measuring)))
             return 0
         for name in options.only:
-            path = train(name, measuring if name == "measuring" else options.out, options.cache, options.steps, options.workers)
+            path = train(
+                name,
+                measuring if name == "measuring" else options.out,
+                options.cache,
+                tuple(options.steps),
+                options.workers,
+            )
             print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
     except HyperLoRAError as error:
         print(error, file=sys.stderr)

@@ -16,23 +16,8 @@ import numpy as np
 from PIL import Image
 
 PACK = Path(__file__).parents[2]
-START_TIMEOUT = 180
+START_TIMEOUT = 300
 RUN_TIMEOUT = 300
-
-
-def find_hosts() -> list[Path]:
-    """COMFYUI_PATH (several, separated as in PATH), the folder above an installed pack, comfy-cli's place and its siblings."""
-    named = [Path(path).expanduser() for path in os.environ.get("COMFYUI_PATH", "").split(os.pathsep) if path]
-    around = [PACK.parent.parent] if PACK.parent.name == "custom_nodes" else []
-    usual = sorted((Path.home() / "comfy").glob("ComfyUI*"))
-    hosts = named or [*around, *usual]
-    return [host for host in dict.fromkeys(hosts) if (host / "main.py").is_file() and (host / "comfy").is_dir()]
-
-
-def version(host: Path) -> str:
-    scope: dict = {}
-    exec((host / "comfyui_version.py").read_text(encoding="utf-8"), scope)
-    return scope["__version__"]
 
 
 class ComfyUI:

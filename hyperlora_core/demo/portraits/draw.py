@@ -116,7 +116,13 @@ def _nose(painter: Painter, face: Face, pose: Pose, skin: Colour) -> None:
     half, y = face.nose_half, face.nose_y
     shadow = shade(skin, 0.8)
     root = face.eye_y - 0.02
-    body = [(0.3 * half, root), (0.42 * half, y - 0.2), (half, y - 0.06), (0.92 * half, y + 0.02), (0.35 * half, y + 0.04)]
+    body = [
+        (0.3 * half, root),
+        (0.42 * half, y - 0.2),
+        (half, y - 0.06),
+        (0.92 * half, y + 0.02),
+        (0.35 * half, y + 0.04),
+    ]
     right = np.array(body)
     outline = smooth(np.concatenate([right, (right * (-1, 1))[::-1]]), closed=True, steps=4)
     painter.fill(pose.front(outline, 0.07), mix(skin, shadow, 0.5))
@@ -124,7 +130,9 @@ def _nose(painter: Painter, face: Face, pose: Pose, skin: Colour) -> None:
     painter.ribbon(pose.front(smooth(ridge), 0.13), 0.5 * half * pose.unit, mix(skin, (255, 246, 232), 0.22), (0.4, 1))
     painter.fill(pose.front(ellipse((0, y - 0.06), 0.55 * half, 0.075), 0.17), mix(skin, (255, 246, 232), 0.3))
     for side in (-1, 1):
-        painter.fill(pose.front(ellipse((side * half * 0.48, y + 0.01), 0.3 * half, 0.026, 12), 0.09), shade(skin, 0.42))
+        painter.fill(
+            pose.front(ellipse((side * half * 0.48, y + 0.01), 0.3 * half, 0.026, 12), 0.09), shade(skin, 0.42)
+        )
         wing = np.array([(side * half * 0.95, y - 0.1), (side * half * 1.06, y - 0.03), (side * half * 0.8, y + 0.03)])
         painter.ribbon(pose.front(smooth(wing), 0.06), 0.03 * pose.unit, shade(skin, 0.62), (0, 1, 0))
 
@@ -179,7 +187,13 @@ def _age(painter: Painter, face: Face, pose: Pose, colour: Colour) -> None:
             painter.ribbon(pose.front(foot * (side, 1)), thin, colour, (1, 0))
         bag = np.array([(0.62 * face.eye_x, 0.17), (face.eye_x, 0.21), (1.35 * face.eye_x, 0.15)]) + (0, face.eye_y)
         painter.ribbon(pose.front(smooth(bag * (side, 1))), thin, colour, (0, 1, 0))
-        fold = np.array([(face.nose_half + 0.05, face.nose_y - 0.03), (mouth[0] + 0.05, face.mouth_y - 0.1), (mouth[0] + 0.09, mouth[1] + 0.06)])
+        fold = np.array(
+            [
+                (face.nose_half + 0.05, face.nose_y - 0.03),
+                (mouth[0] + 0.05, face.mouth_y - 0.1),
+                (mouth[0] + 0.09, mouth[1] + 0.06),
+            ]
+        )
         painter.ribbon(pose.front(smooth(fold * (side, 1))), thin * 1.3, colour, (0.8, 1, 0))
 
 

@@ -16,10 +16,10 @@ EAR_LEVEL = -0.1
 CONTOUR_LEFT = [1, *range(9, 17), *range(2, 9)]  # ear to chin, on the picture's left
 CHIN = 0
 CONTOUR_RIGHT = [17, *range(25, 33), *range(18, 25)]
-EYE_LEFT = dict(outer=35, inner=39, upper=(41, 40, 42), lower=(36, 33, 37), centre=(34, 38))
-EYE_RIGHT = dict(outer=93, inner=89, upper=(96, 94, 95), lower=(91, 87, 90), centre=(88, 92))
-BROW_LEFT = dict(top=(43, 48, 49, 51, 50), bottom=(44, 45, 47, 46))  # outer to inner
-BROW_RIGHT = dict(top=(101, 105, 104, 103, 102), bottom=(100, 99, 98, 97))
+EYE_LEFT = {"outer": 35, "inner": 39, "upper": (41, 40, 42), "lower": (36, 33, 37), "centre": (34, 38)}
+EYE_RIGHT = {"outer": 93, "inner": 89, "upper": (96, 94, 95), "lower": (91, 87, 90), "centre": (88, 92)}
+BROW_LEFT = {"top": (43, 48, 49, 51, 50), "bottom": (44, 45, 47, 46)}  # outer to inner
+BROW_RIGHT = {"top": (101, 105, 104, 103, 102), "bottom": (100, 99, 98, 97)}
 MOUTH_OUTER = [52, 64, 63, 71, 67, 68, 61, 58, 59, 53, 56, 55]  # left corner, over the top, and back
 MOUTH_INNER = [65, 66, 62, 70, 69, 57, 60, 54]
 NOSE_BRIDGE = [72, 73, 74, 86]
@@ -150,7 +150,7 @@ class Face:
         inner_bottom = curve + gap * (1 - t**2)
         upper = lerp(0.03, 0.1, who.upper_lip) * bow
         lower = lerp(0.04, 0.13, who.lower_lip) * (1 - np.abs(t) ** 2.2)
-        ys = dict(top=curve - upper, inner_top=curve, inner_bottom=inner_bottom, bottom=inner_bottom + lower)
+        ys = {"top": curve - upper, "inner_top": curve, "inner_bottom": inner_bottom, "bottom": inner_bottom + lower}
         return {name: np.stack([t * half, y], 1) for name, y in ys.items()}
 
     def landmarks(self, pose: Pose) -> np.ndarray:
@@ -173,9 +173,13 @@ class Face:
         points[MOUTH_OUTER] = np.concatenate([_spread(lips["top"], 7), _spread(lips["bottom"], 7)[-2:0:-1]])
         points[MOUTH_INNER] = np.concatenate([_spread(lips["inner_top"], 5), _spread(lips["inner_bottom"], 5)[-2:0:-1]])
         bridge = np.stack([np.zeros(4), np.linspace(self.eye_y, self.nose_y - 0.07, 4)], 1)
-        points[NOSE_BRIDGE] = [pose.front(p[None], lift)[0] for p, lift in zip(bridge, (0.04, 0.08, 0.13, 0.2), strict=True)]
+        points[NOSE_BRIDGE] = [
+            pose.front(p[None], lift)[0] for p, lift in zip(bridge, (0.04, 0.08, 0.13, 0.2), strict=True)
+        ]
         half = self.nose_half
-        base = np.stack([np.array([-0.8, -0.4, 0, 0.4, 0.8]) * half, self.nose_y + np.array([0, 0.03, 0.045, 0.03, 0])], 1)
+        base = np.stack(
+            [np.array([-0.8, -0.4, 0, 0.4, 0.8]) * half, self.nose_y + np.array([0, 0.03, 0.045, 0.03, 0])], 1
+        )
         points[NOSE_BASE] = pose.front(base, 0.08)
         sides = np.array([[-0.35 * half, self.eye_y], [-0.6 * half, self.nose_y - 0.16], [-half, self.nose_y - 0.05]])
         points[NOSE_SIDES] = pose.front(np.concatenate([sides, sides * (-1, 1)]), 0.06)

@@ -73,7 +73,8 @@ class Hair:
             tail = y + radius * (1.1 if x else -0.5)
             painter.fill(pose.flat(ellipse((x * self.face.half_width, tail), radius, radius * (1.6 if x else 1))), dark)
             painter.fill(
-                pose.flat(ellipse((x * self.face.half_width, tail - 0.03), radius * 0.8, radius * (1.4 if x else 0.8))), self.colour
+                pose.flat(ellipse((x * self.face.half_width, tail - 0.03), radius * 0.8, radius * (1.4 if x else 0.8))),
+                self.colour,
             )
 
     def _outer(self) -> np.ndarray:
@@ -83,7 +84,9 @@ class Hair:
         if self.hat:
             return outer
         i = np.arange(n)
-        ripple = style.waves * np.abs(np.sin(i * np.pi / 5)) + style.spikes * np.abs((i % 5) / 2.5 - 1) * np.sin(i * np.pi / (n - 1))
+        ripple = style.waves * np.abs(np.sin(i * np.pi / 5)) + style.spikes * np.abs((i % 5) / 2.5 - 1) * np.sin(
+            i * np.pi / (n - 1)
+        )
         return outer * (1 + ripple[:, None])
 
     def _hairline(self) -> np.ndarray:
@@ -132,9 +135,23 @@ class Hair:
             painter.fill(np.concatenate([left_side, right_side[::-1]]), colour)
         elif amount > 0.33:  # chin
             bottom = mouth["bottom"][4, 1] + 0.03
-            goatee = [(-0.17, bottom + 0.02), (0, bottom - 0.01), (0.17, bottom + 0.02), (0.13, face.chin - 0.02), (0, face.chin + 0.05)]
+            goatee = [
+                (-0.17, bottom + 0.02),
+                (0, bottom - 0.01),
+                (0.17, bottom + 0.02),
+                (0.13, face.chin - 0.02),
+                (0, face.chin + 0.05),
+            ]
             painter.fill(pose.front(smooth(np.array([*goatee, (-0.13, face.chin - 0.02)]), closed=True)), colour)
         if amount < 0.33 or amount > 0.5:
             y = (face.nose_y + mouth["top"][4, 1]) / 2 + 0.03
-            bar = np.array([(left[0] * 0.95, left[1] - 0.0), (left[0] * 0.5, y), (0, y - 0.01), (right[0] * 0.5, y), (right[0] * 0.95, right[1])])
+            bar = np.array(
+                [
+                    (left[0] * 0.95, left[1] - 0.0),
+                    (left[0] * 0.5, y),
+                    (0, y - 0.01),
+                    (right[0] * 0.5, y),
+                    (right[0] * 0.95, right[1]),
+                ]
+            )
             painter.ribbon(pose.front(smooth(bar)), 0.1 * pose.unit, colour, (0, 1, 0.85, 1, 0))

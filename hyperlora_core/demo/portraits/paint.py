@@ -75,7 +75,9 @@ class Painter:
         step[0], step[-1] = curve[1] - curve[0], curve[-1] - curve[-2]
         half = width / 2 / (np.hypot(step[:, 0], step[:, 1]) + 1e-9)
         if len(profile) > 1:
-            half *= np.interp(np.arange(len(curve)) * ((len(profile) - 1) / (len(curve) - 1)), range(len(profile)), profile)
+            half *= np.interp(
+                np.arange(len(curve)) * ((len(profile) - 1) / (len(curve) - 1)), range(len(profile)), profile
+            )
         offset = step[:, ::-1] * (1, -1) * half[:, None]
         self.fill(np.concatenate([curve + offset, (curve - offset)[::-1]]), colour)
 

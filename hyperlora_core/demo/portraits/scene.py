@@ -53,7 +53,9 @@ class Scene:
     variation: int = 0  # seeds what no caption tells: exact shades, the pattern's offset, the glasses' form
 
     @classmethod
-    def random(cls, rng: np.random.Generator, sketch: float = 0.06, hat: float = 0.22, glasses: float = 0.25) -> "Scene":
+    def random(
+        cls, rng: np.random.Generator, sketch: float = 0.06, hat: float = 0.22, glasses: float = 0.25
+    ) -> "Scene":
         """A scene drawn from `rng`; `sketch`, `hat` and `glasses` are the chances of these."""
         names = list(COLOURS)
         return cls(

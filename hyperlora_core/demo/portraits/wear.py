@@ -58,21 +58,34 @@ def neck(painter: Painter, face: Face, pose: Pose, skin: Colour, shirt: Colour) 
     unit = pose.unit
     wide = face.half_width * 0.5 * unit
     base = y + 0.22 * unit
-    outline = np.array([(jaw_x - wide, jaw_y), (jaw_x + wide, jaw_y), (x + wide, base), (x + wide * 0.7, base + 0.12 * unit)])
+    outline = np.array(
+        [(jaw_x - wide, jaw_y), (jaw_x + wide, jaw_y), (x + wide, base), (x + wide * 0.7, base + 0.12 * unit)]
+    )
     rest = np.array([(x, base + 0.2 * unit), (x - wide * 0.7, base + 0.12 * unit), (x - wide, base)])
     painter.fill(np.concatenate([outline, rest]), skin)
-    collar = np.array([(x - wide * 1.06, base - 0.04 * unit), *rest[::-1], outline[3], (x + wide * 1.06, base - 0.04 * unit)])
+    collar = np.array(
+        [(x - wide * 1.06, base - 0.04 * unit), *rest[::-1], outline[3], (x + wide * 1.06, base - 0.04 * unit)]
+    )
     painter.ribbon(smooth(collar), 0.07 * unit, shade(shirt, 0.82))
 
 
 def hat(painter: Painter, face: Face, pose: Pose, colour: Colour) -> None:
     """A brimmed hat that hides the upper hair."""
     wide = face.half_width + 0.06
-    crown = [(-wide, -0.56), (-wide * 0.93, -1.02), (-wide * 0.55, -1.3), (0, -1.25), (wide * 0.55, -1.3), (wide * 0.93, -1.02)]
+    crown = [
+        (-wide, -0.56),
+        (-wide * 0.93, -1.02),
+        (-wide * 0.55, -1.3),
+        (0, -1.25),
+        (wide * 0.55, -1.3),
+        (wide * 0.93, -1.02),
+    ]
     painter.fill(pose.flat(smooth(np.array([*crown, (wide, -0.56)]))), colour)
     band = smooth(np.array([(-wide * 1.0, -0.7), (0, -0.6), (wide * 1.0, -0.7)]))
     painter.ribbon(pose.flat(band), 0.16 * pose.unit, shade(colour, 0.55))
-    brim = smooth(np.array([(-wide * 1.42, -0.6), (-wide * 0.7, -0.56), (0, -0.53), (wide * 0.7, -0.56), (wide * 1.42, -0.6)]))
+    brim = smooth(
+        np.array([(-wide * 1.42, -0.6), (-wide * 0.7, -0.56), (0, -0.53), (wide * 0.7, -0.56), (wide * 1.42, -0.6)])
+    )
     painter.ribbon(pose.flat(brim), 0.15 * pose.unit, shade(colour, 0.8), (0.2, 0.87, 1, 0.87, 0.2))
 
 
@@ -84,9 +97,15 @@ def glasses(painter: Painter, face: Face, pose: Pose, rng: np.random.Generator) 
     rx = min(face.eye_half * 1.45, face.eye_x - 0.05)
     ry = max(rx * 0.8, face.eye_half * 1.05)
     angle = np.linspace(0, 2 * np.pi, 29)
-    rim = np.stack([np.sign(np.cos(angle)) * np.abs(np.cos(angle)) ** roundness * rx, np.sign(np.sin(angle)) * np.abs(np.sin(angle)) ** roundness * ry], 1)
+    rim = np.stack(
+        [
+            np.sign(np.cos(angle)) * np.abs(np.cos(angle)) ** roundness * rx,
+            np.sign(np.sin(angle)) * np.abs(np.sin(angle)) ** roundness * ry,
+        ],
+        1,
+    )
     for side in (-1, 1):
-        painter.ribbon(pose.front(rim + (side * face.eye_x, face.eye_y + 0.02), 0.1), width, frame)
+        painter.ribbon(pose.front(rim + np.array([side * face.eye_x, face.eye_y + 0.02]), 0.1), width, frame)
         temple = np.array([(side * (face.eye_x + rx), face.eye_y - 0.02), (side * face.half_width, face.eye_y - 0.04)])
         painter.ribbon(np.stack([pose.front(temple[:1], 0.1)[0], pose.flat(temple[1:])[0]]), width * 0.9, frame)
     bridge = smooth(np.array([(-face.eye_x + rx, face.eye_y), (0, face.eye_y - 0.05), (face.eye_x - rx, face.eye_y)]))

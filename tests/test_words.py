@@ -1,0 +1,263 @@
+"""The words around the code: tooltips, help pages, translations, and what the pages link to and name."""
+
+import ast
+import asyncio
+import importlib.abc
+import importlib.util
+import json
+import re
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from unittest.mock import MagicMock
+
+import pytest
+
+import hyperlora_core
+from hyperlora_core.catalog import load_catalog
+from hyperlora_core.cli import COMMANDS
+
+ROOT = Path(__file__).parents[1]
+HELP = ROOT / "web" / "docs"
+LOCALES = ROOT / "locales"
+LANGUAGES = ("en", "zh")
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "models" / "README.md", *HELP.rglob("*.md")])
+CHINESE = re.compile(r"[\u4e00-\u9fff]")
+PACK = "pack_read_for_its_words"
+
+
+class Slot:
+    """What an input or output says of itself."""
+
+    def __init__(self, id: str | None = None, *_, tooltip: str | None = None, display_name: str | None = None, **__):
+        self.id, self.tooltip, self.name = id, tooltip, display_name or id
+
+
+class Io:
+    """Stands for comfy_api's io: every type has inputs and outputs that remember their words."""
+
+    ComfyNode = object
+    NodeOutput = MagicMock
+    Schema = SimpleNamespace
+    Type = SimpleNamespace(Input=Slot, Output=Slot)
+
+    def Custom(self, _name: str) -> SimpleNamespace:  # noqa: N802
+        return self.Type
+
+    def __getattr__(self, name: str) -> SimpleNamespace:
+        return self.Type
+
+
+class HostModule(ModuleType):
+    """Any module of ComfyUI, as far as importing our nodes asks for it."""
+
+    def __getattr__(self, name: str):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return MagicMock()
+
+
+class HostModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Gives an empty host to nodes that are only asked for their schemas."""
+
+    ROOTS = ("comfy", "comfy_api", "comfy_execution", "folder_paths", "server")
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in self.ROOTS:
+            return importlib.util.spec_from_loader(name, self, is_package=True)
+        return None
+
+    def create_module(self, spec):
+        module = HostModule(spec.name)
+        if spec.name == "comfy_api.latest":
+            module.io, module.ComfyExtension = Io(), object
+        if spec.name == "folder_paths":
+            module.get_filename_list = module.get_folder_paths = lambda name: []
+        return module
+
+    def exec_module(self, module):
+        pass
+
+
+def read_schemas() -> dict[str, SimpleNamespace]:
+    """The nodes' schemas by id, from the code that ComfyUI runs, without ComfyUI."""
+    finder = HostModules()
+    before = set(sys.modules)
+    sys.meta_path.insert(0, finder)
+    try:
+        spec = importlib.util.spec_from_file_location(
+            PACK, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+        )
+        pack = sys.modules[PACK] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(pack)
+        extension = asyncio.run(pack.comfy_entrypoint())
+        nodes = asyncio.run(extension.get_node_list())
+        return {schema.node_id: schema for schema in (node.define_schema() for node in nodes)}
+    finally:
+        sys.meta_path.remove(finder)
+        for name in set(sys.modules) - before:
+            if name.partition(".")[0] in (PACK, *HostModules.ROOTS):
+                del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def schemas() -> dict[str, SimpleNamespace]:
+    return read_schemas()
+
+
+def words(schema: SimpleNamespace) -> dict:
+    """A node's texts in the form of nodeDefs.json."""
+
+    def slot(one: Slot) -> dict:
+        return {"name": one.name, "tooltip": one.tooltip}
+
+    return {
+        "display_name": schema.display_name,
+        "description": schema.description,
+        "inputs": {one.id: slot(one) for one in schema.inputs},
+        "outputs": {str(number): slot(one) for number, one in enumerate(schema.outputs)},
+    }
+
+
+def read(language: str, file: str) -> dict:
+    return json.loads((LOCALES / language / file).read_text(encoding="utf-8"))
+
+
+def paths(tree: dict, at: str = "") -> set[str]:
+    """Every leaf's path."""
+    return {
+        leaf
+        for key, value in tree.items()
+        for leaf in (paths(value, f"{at}{key}/") if isinstance(value, dict) else {at + key})
+    }
+
+
+def text_of(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def test_nodes_are_read(schemas):
+    assert len(schemas) >= 13 and all(name.startswith("HyperLoRA") for name in schemas)
+
+
+def test_every_node_and_slot_has_a_sentence(schemas):
+    silent = [
+        f"{node}: {path}"
+        for node, schema in schemas.items()
+        for path in paths({k: v or "" for k, v in words(schema).items()})
+        if not leaf(words(schema), path)
+    ]
+    assert sorted(silent) == []
+
+
+def leaf(tree: dict, path: str) -> str | None:
+    for key in path.split("/"):
+        tree = tree and tree[key]
+    return tree
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_locales_cover_exactly_the_nodes(schemas, language):
+    wanted = paths({node: words(schema) for node, schema in schemas.items()})
+    found = read(language, "nodeDefs.json")
+    assert sorted(wanted ^ paths(found)) == []
+    assert [path for path in paths(found) if not leaf(found, path)] == []
+
+
+def test_english_locale_is_what_the_nodes_say(schemas):
+    said, written = {node: words(schema) for node, schema in schemas.items()}, read("en", "nodeDefs.json")
+    assert [path for path in sorted(paths(said)) if leaf(said, path) != leaf(written, path)] == []
+
+
+def test_chinese_locale_is_chinese():
+    found = read("zh", "nodeDefs.json")
+    sentences = [path for path in paths(found) if path.endswith(("tooltip", "description", "display_name"))]
+    assert [path for path in sentences if not CHINESE.search(leaf(found, path))] == []
+
+
+def test_main_locales_name_the_same_things():
+    english, chinese = (read(language, "main.json") for language in LANGUAGES)
+    assert english and paths(english) == paths(chinese)
+
+
+def test_every_node_has_help_in_both_languages(schemas):
+    wanted = {HELP / f"{node}.md" for node in schemas} | {HELP / node / "zh.md" for node in schemas}
+    assert sorted(wanted ^ set(HELP.rglob("*.md"))) == []
+
+
+def test_help_explains_every_input_and_output(schemas):
+    unexplained = [
+        f"{page.relative_to(HELP)}: {slot.id}"
+        for node, schema in schemas.items()
+        for page in (HELP / f"{node}.md", HELP / node / "zh.md")
+        for slot in [*schema.inputs, *schema.outputs]
+        if f"`{slot.id}`" not in text_of(page)
+    ]
+    assert unexplained == []
+
+
+def test_chinese_help_names_the_nodes_as_the_editor_does(schemas):
+    names = read("zh", "nodeDefs.json")
+    assert [
+        node for node in schemas if not text_of(HELP / node / "zh.md").startswith(f"# {names[node]['display_name']}")
+    ] == []
+
+
+def test_readme_lists_every_node(schemas):
+    readme = text_of(ROOT / "README.md")
+    assert [node for node, schema in schemas.items() if f"| {schema.display_name} |" not in readme] == []
+
+
+def test_no_page_names_a_node_that_does_not_exist(schemas):
+    known = {*schemas, *hyperlora_core.__all__}
+    strangers = [
+        f"{page.relative_to(ROOT)}: {name}"
+        for page in PAGES
+        for name in re.findall(r"\bHyperLoRA[A-Z]\w+", text_of(page))
+        if name not in known
+    ]
+    assert strangers == []
+
+
+def test_links_inside_the_project_lead_somewhere():
+    broken = []
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)\s]+)\)", text_of(page)):
+            if "://" in target or target.startswith("mailto:"):
+                continue
+            file, _, anchor = target.partition("#")
+            found = (page.parent / file).resolve() if file else page
+            if not found.exists() or (anchor and anchor not in anchors(found)):
+                broken.append(f"{page.relative_to(ROOT)}: {target}")
+    assert broken == []
+
+
+def anchors(page: Path) -> set[str]:
+    """As GitHub makes them: lower case, spaces to hyphens, other signs dropped."""
+    headings = re.findall(r"^#+ (.+)$", text_of(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_commands_that_pages_name_exist():
+    unknown, catalog = [], load_catalog()
+    for page in PAGES:
+        code = re.findall(r"```\w*\n(.*?)```|`([^`\n]+)`", text_of(page), re.DOTALL)
+        for line in "\n".join(block or span for block, span in code).splitlines():
+            for call in re.findall(r"(?:^|[/\\ ])(?:-m hyperlora_core|hyperlora) +(.+)", line):
+                command, *rest = call.split()
+                if command not in COMMANDS:
+                    unknown.append(f"{page.relative_to(ROOT)}: {command}")
+                if command == "download" and rest and re.fullmatch(r"[a-z][\w-]+", rest[0]) and rest[0] not in catalog:
+                    unknown.append(f"{page.relative_to(ROOT)}: download {rest[0]}")
+    assert unknown == []
+
+
+def test_python_examples_parse_and_import_what_exists():
+    wrong = []
+    for page in PAGES:
+        for block in re.findall(r"```python\n(.*?)```", text_of(page), re.DOTALL):
+            for node in ast.walk(ast.parse(block)):
+                if isinstance(node, ast.ImportFrom) and node.module.partition(".")[0] == "hyperlora_core":
+                    module = importlib.import_module(node.module)
+                    wrong += [f"{page.name}: {name.name}" for name in node.names if not hasattr(module, name.name)]
+    assert wrong == []
