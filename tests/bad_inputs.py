@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from conftest import FIXTURES
+from places import FIXTURES
 from PIL import Image
 from safetensors.torch import load_file, save_file
 

@@ -4,9 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[1]
-FIXTURES = Path(__file__).parent / "fixtures"
+from places import FIXTURES, ROOT
 
 # the checkout itself is tested, installed or not; appended, so that the `nodes` of a ComfyUI would win
 sys.path.append(str(ROOT))

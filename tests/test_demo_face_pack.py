@@ -30,7 +30,9 @@ def app():
 def drawn():
     """Eight held-out people in four scenes each, people first."""
     rng = np.random.default_rng(17)
-    return [[render(Identity.from_seed(seed), Scene.random(rng, sketch=0)) for _ in range(4)] for seed in HELD_OUT[500:508]]
+    return [
+        [render(Identity.from_seed(seed), Scene.random(rng, sketch=0)) for _ in range(4)] for seed in HELD_OUT[500:508]
+    ]
 
 
 def bgr(image: np.ndarray) -> np.ndarray:
@@ -74,7 +76,10 @@ def test_the_measuring_network_agrees_without_being_the_same(app, drawn):
     second = get_model(str(MEASURING / "rec_measure.onnx"), providers=["CPUExecutionProvider"])
     faces = [[app.get(bgr(p.image), max_num=1)[0] for p in row] for row in drawn]
     embeddings = np.stack(
-        [[second.get(bgr(p.image), f) for p, f in zip(row, found, strict=True)] for row, found in zip(drawn, faces, strict=True)]
+        [
+            [second.get(bgr(p.image), f) for p, f in zip(row, found, strict=True)]
+            for row, found in zip(drawn, faces, strict=True)
+        ]
     )
     assert embeddings.shape[-1] == 256
     assert identification(embeddings[:, 0], embeddings[:, 1:])["rank-1"] >= 0.85
@@ -107,7 +112,9 @@ def test_targets_are_what_the_decoder_gives_back():
     places = 0
     for seed in range(12):
         picture = crowd(np.random.default_rng(seed), portraits, truths, 256)
-        for level, stride, sizes in zip(targets(picture.boxes, picture.points, 256), STRIDES, ANCHOR_SIZES, strict=True):
+        for level, stride, sizes in zip(
+            targets(picture.boxes, picture.points, 256), STRIDES, ANCHOR_SIZES, strict=True
+        ):
             for y, x, anchor in np.argwhere(level[..., 0] == 1):
                 left, top, right, bottom = level[y, x, anchor, 1:5] * sizes[anchor]
                 box = np.array([x * stride - left, y * stride - top, x * stride + right, y * stride + bottom])

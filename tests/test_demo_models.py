@@ -81,7 +81,9 @@ def test_modules_of_the_demo_unet():
         for path, layer in unet.named_modules()
         if path.endswith(("attn1", "attn2"))
     }
-    described = {name: (hidden, context or hidden) for name, (hidden, context) in hyperlora.unet_modules(config).items()}
+    described = {
+        name: (hidden, context or hidden) for name, (hidden, context) in hyperlora.unet_modules(config).items()
+    }
     assert described == found
 
 
@@ -266,4 +268,6 @@ def test_comfyui_computes_what_diffusers_computes(host, demo, tmp_path):
         encoded = pipeline.vae.encode(answers["picture"].movedim(-1, 1) * 2 - 1).latents
         decoded = (pipeline.vae.decode(answers["latent"][:1]).sample / 2 + 0.5).clamp(0, 1).movedim(1, -1)
     for name, ours in {"text": text, "pooled": pooled, "noise": noise, "encoded": encoded, "decoded": decoded}.items():
-        torch.testing.assert_close(answers[name], ours, atol=1e-4, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            answers[name], ours, atol=1e-4, rtol=0, msg=lambda text, name=name: f"{name}: {text}"
+        )

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import FIXTURES
+from places import FIXTURES
 from safetensors.torch import load_file, save_file
 
 from hyperlora_core import HyperLoRAError, Identity, load_hyperlora

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import FIXTURES
+from places import FIXTURES
 from safetensors import safe_open
 from safetensors.torch import load_file
 

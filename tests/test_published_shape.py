@@ -9,7 +9,7 @@ import pytest
 import torch
 from find import find_hosts
 
-from conftest import ROOT
+from places import ROOT
 from hyperlora_core.demo.hyperlora import write_random_checkpoint
 
 pytestmark = pytest.mark.slow

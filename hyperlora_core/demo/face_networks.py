@@ -178,7 +178,7 @@ class Detector(nn.Module):
         """One picture [1, 3, h, w] -> 9 outputs: scores [m, 1] of the three strides, boxes [m, 4], points [m, 10]."""
         scores, boxes, points = [], [], []
         for y, stride, sizes in zip(self.raw(x), STRIDES, ANCHOR_SIZES, strict=True):
-            unit = (torch.tensor(sizes) / stride)[:, None]
+            unit = y.new_tensor(sizes)[:, None] / stride
             scores.append(y[..., :1].sigmoid().reshape(-1, 1))
             boxes.append((y[..., 1:5] * unit).reshape(-1, 4))
             points.append((y[..., 5:] * unit).reshape(-1, 10))

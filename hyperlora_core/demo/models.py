@@ -73,7 +73,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m hyperlora_core.demo.models", description="Write untrained models.")
     parser.add_argument("folder", nargs="?", type=Path, default=DEMO_FOLDER)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--overwrite", action="store_true", help="replace the models that are there, trained or not")
     options = parser.parse_args(arguments)
+    if (options.folder / SDXL_FOLDER).exists() and not options.overwrite:
+        parser.error(f"{options.folder} holds models already: choose another folder, or --overwrite")
     make_demo(
         options.folder,
         options.seed,

@@ -7,9 +7,11 @@ Training can be stopped at any time and goes on where it was; the networks named
 """
 
 import argparse
+import math
 import os
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -55,7 +57,7 @@ class Task(NamedTuple):
 class Trainer:
     """Trains a task in rounds, each with its own warm-up and cosine decay, so that every round ends in a usable network.
 
-    All randomness comes from the step's number: a stopped training goes on exactly as if it hadn't been stopped.
+    All randomness comes from the step's number, so a stopped training goes on with the step that it had reached.
     """
 
     def __init__(self, name: str, task: Task, rounds: tuple[int, ...], folder: Path):
@@ -88,7 +90,7 @@ class Trainer:
             if step < start + length:
                 at = (step - start) / length
                 peak = self.task.rate * 0.7**number
-                return peak * min(1.0, (at + 1e-3) / 0.1) * 0.5 * (1 + np.cos(np.pi * max(0.0, at - 0.1) / 0.9))
+                return peak * min(1.0, (at + 1e-3) / 0.1) * 0.5 * (1 + math.cos(math.pi * max(0.0, at - 0.1) / 0.9))
             start += length
         return 0.0
 
@@ -149,7 +151,7 @@ class Margin(nn.Module):
         return functional.cross_entropy(self.scale * (cosines - own), labels)
 
 
-def recognition_task(name: str, faces: Path, seed: int, batch: int = 64) -> Task:
+def recognition_task(name: str, faces: Path, seed: int, batch: int = 64, operations=nn) -> Task:
     """Recognition by the margin loss; the pack's own network also learns to tell the traits, the measuring one doesn't."""
     data = load_cache(faces)
     images, people = data["aligned"], np.asarray(data["person"])
@@ -160,7 +162,7 @@ def recognition_task(name: str, faces: Path, seed: int, batch: int = 64) -> Task
     module = nn.ModuleDict({"network": network, "margin": Margin(width, len(known))})
     if name == "recognition":
         # told from the direction alone, the part of an embedding that its users keep
-        module["traits"] = nn.Sequential(nn.Linear(*(width, 256)), nn.ReLU(), nn.Linear(*(256, known.shape[1])))
+        module["traits"] = nn.Sequential(operations.Linear(width, 256), nn.ReLU(), operations.Linear(256, known.shape[1]))
 
     def loss_of(step: int) -> dict[str, torch.Tensor]:
         rng = np.random.default_rng([seed, step])
@@ -236,7 +238,9 @@ def export(name: str, network: nn.Module, path: Path) -> None:
     else:
         example = torch.zeros(1, 3, 112, 112)
         options |= {"output_names": ["embedding"], "dynamic_axes": {"input": {0: "n"}, "embedding": {0: "n"}}}
-    with written_aside(path) as aside:
+    with written_aside(path) as aside, warnings.catch_warnings():
+        # the exporter that needs no further package warns that it is the older one
+        warnings.simplefilter("ignore", DeprecationWarning)
         torch.onnx.export(network, (example,), str(aside), **options)
 
 

@@ -185,7 +185,13 @@ def _age(painter: Painter, face: Face, pose: Pose, colour: Colour) -> None:
         for rise in (-0.07, 0.0, 0.07):
             foot = np.array([(corner + 0.03, face.eye_y + rise * 0.4), (corner + 0.12, face.eye_y + rise * 1.3)])
             painter.ribbon(pose.front(foot * (side, 1)), thin, colour, (1, 0))
-        bag = np.array([(0.62 * face.eye_x, 0.17), (face.eye_x, 0.21), (1.35 * face.eye_x, 0.15)]) + (0, face.eye_y)
+        bag = np.array(
+            [
+                (0.62 * face.eye_x, face.eye_y + 0.17),
+                (face.eye_x, face.eye_y + 0.21),
+                (1.35 * face.eye_x, face.eye_y + 0.15),
+            ]
+        )
         painter.ribbon(pose.front(smooth(bag * (side, 1))), thin, colour, (0, 1, 0))
         fold = np.array(
             [

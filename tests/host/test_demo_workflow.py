@@ -1,0 +1,156 @@
+"""The shipped demo workflow, posted over HTTP with an uploaded photo, as a user's front end or script does."""
+
+import numpy as np
+import pytest
+from graphs import demo, nodes_of, person
+from PIL import Image
+
+IDS = {
+    "HyperLoRALoadModel", "HyperLoRALoadFaceAnalysis", "HyperLoRADetectFaces", "HyperLoRAEncodeIdentity",
+    "HyperLoRASaveIdentity", "HyperLoRALoadIdentity", "HyperLoRABlendIdentities", "HyperLoRAGenerateLoRA",
+    "HyperLoRAApply", "HyperLoRATriggerPrompt", "HyperLoRAPortrait", "HyperLoRASaveLoRA", "HyperLoRALoadDemo",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def anna(server):
+    return server.upload(person(0), "anna.png")
+
+
+@pytest.fixture(scope="session")
+def ben(server):
+    return server.upload(person(1), "ben.png")
+
+
+def test_every_node_is_there(server):
+    known = server.get("/object_info")
+    ours = {name for name, info in known.items() if info["python_module"].startswith("custom_nodes.hyperlora")}
+    assert ours == IDS
+    for name in ours:
+        assert known[name]["description"], name
+        assert known[name]["search_aliases"], name
+        for group in known[name]["input"].values():
+            for label, spec in group.items():
+                assert spec[1].get("tooltip"), f"{name}.{label}"
+
+
+def test_two_people_in_turn_leave_nothing_of_each_other(server, anna, ben):
+    """First of all tests, so that Ben's first picture comes from a fresh server."""
+    fresh = server.run(demo(ben)).picture()
+    other = server.run(demo(anna)).picture()
+    # the same photo under another name: nothing of it is cached, everything runs again after Anna
+    again = server.run(demo(server.upload(person(1), "ben_again.png")))
+    assert "7" not in again.cached
+    assert np.array_equal(again.picture(), fresh)
+    assert not np.array_equal(other, fresh)
+
+
+def test_picture_and_weights(server, anna):
+    plain = demo(anna)
+    (sampler,) = nodes_of(plain, "KSampler")
+    (loader,) = nodes_of(plain, "HyperLoRALoadDemo")
+    plain[sampler]["inputs"]["model"] = [loader, 0]
+    unpatched = server.run(plain).picture()
+    assert unpatched.shape == (128, 128, 3)
+    off = server.run(demo(anna, HyperLoRAApply={"weight": 0, "base_weight": 0})).picture()
+    assert np.array_equal(off, unpatched)
+    pictures = [server.run(demo(anna, HyperLoRAApply=w)).picture() for w in (
+        {"weight": 0.8, "base_weight": 0}, {"weight": 0.8, "base_weight": 0.4}, {"weight": 0, "base_weight": 0.4},
+    )]  # fmt: skip
+    for i, picture in enumerate(pictures):
+        assert np.abs(picture.astype(int) - unpatched).mean() > 1
+        assert all(not np.array_equal(picture, other) for other in pictures[:i])
+
+
+def test_another_seed_reuses_the_identity(server, anna):
+    first = demo(anna, KSampler={"seed": 100})
+    one = server.run(first)
+    two = server.run(demo(anna, KSampler={"seed": 101}))
+    upstream = {i for i, n in first.items() if n["class_type"].startswith("HyperLoRA") or n["class_type"] == "LoadImage"}
+    assert upstream <= two.cached
+    assert not np.array_equal(one.picture(), two.picture())
+
+
+def test_portrait_node_equals_the_chain(server, anna):
+    chain = demo(anna)
+    (apply,), (trigger,) = nodes_of(chain, "HyperLoRAApply"), nodes_of(chain, "HyperLoRATriggerPrompt")
+    (sampler,), (text, _) = nodes_of(chain, "KSampler"), nodes_of(chain, "CLIPTextEncode")
+    short = {i: n for i, n in chain.items() if i not in (apply, trigger, *nodes_of(chain, "HyperLoRAEncodeIdentity"))}
+    short = {i: n for i, n in short.items() if n["class_type"] != "HyperLoRAGenerateLoRA"}
+    short["20"] = {
+        "class_type": "HyperLoRAPortrait",
+        "inputs": {
+            "hyperlora": ["2", 0], "face_analysis": ["3", 0], "model": ["1", 0], "photos": ["4", 0],
+            "prompt": chain[trigger]["inputs"]["prompt"], "weight": 0.8, "base_weight": 0.4,
+        },
+    }  # fmt: skip
+    short[sampler]["inputs"]["model"] = ["20", 0]
+    short[text]["inputs"]["text"] = ["20", 1]
+    assert np.array_equal(server.run(short).picture(), server.run(chain).picture())
+
+
+def test_saved_and_loaded_identity_paints_the_same_person(server, anna):
+    chain = demo(anna)
+    chain["30"] = {"class_type": "HyperLoRASaveIdentity", "inputs": {"identity": ["5", 0], "name": "anna", "overwrite": True}}
+    wanted = server.run(chain).picture("14").astype(int)
+    chain["30"] = {"class_type": "HyperLoRALoadIdentity", "inputs": {"identity": "anna.safetensors"}}
+    for unused in ("3", "4", "5"):
+        del chain[unused]
+    chain["6"]["inputs"]["identity"] = ["30", 0]
+    loaded = server.run(chain).picture("14").astype(int)
+    # the file keeps the coefficients in half precision
+    assert np.abs(loaded - wanted).mean() < 0.5
+
+
+def test_blend(server, anna, ben):
+    chain = demo(anna)
+    chain["31"] = {"class_type": "LoadImage", "inputs": {"image": ben}}
+    chain["32"] = {"class_type": "HyperLoRAEncodeIdentity", "inputs": chain["5"]["inputs"] | {"photos": ["31", 0]}}
+    chain["33"] = {
+        "class_type": "HyperLoRABlendIdentities",
+        "inputs": {"identity_a": ["5", 0], "weight_a": 1.0, "identity_b": ["32", 0], "weight_b": 0.0},
+    }
+    chain["6"]["inputs"]["identity"] = ["33", 0]
+    assert np.array_equal(server.run(chain).picture("14"), server.run(demo(anna)).picture())
+    chain["33"]["inputs"] |= {"weight_a": 0.5, "weight_b": 0.5}
+    half = server.run(chain).picture("14")
+    assert not np.array_equal(half, server.run(demo(anna)).picture())
+    assert not np.array_equal(half, server.run(demo(ben)).picture())
+
+
+def test_several_photos_and_the_report(server, anna):
+    chain = demo(anna)
+    chain["31"] = {"class_type": "LoadImage", "inputs": {"image": server.upload(person(0, scene=5, size=192), "anna_2.png")}}
+    chain["5"]["inputs"] |= {"photos_2": ["31", 0]}
+    chain["32"] = {"class_type": "PreviewAny", "inputs": {"source": ["5", 2]}}
+    chain["33"] = {"class_type": "PreviewImage", "inputs": {"images": ["5", 1]}}
+    both = server.run(chain)
+    assert [line.split(":")[0] for line in both.text("32").splitlines()] == ["Photo 1", "Photo 2"]
+    assert len(both.outputs["33"]["images"]) == 2
+    assert both.picture("33").shape == (512, 512, 3)
+    chain["5"]["inputs"]["photo_weights"] = "1, 0"
+    first_only = server.run(chain).picture("14")
+    assert np.array_equal(first_only, server.run(demo(anna)).picture())
+    assert not np.array_equal(first_only, both.picture("14"))
+
+
+def test_detect_faces(server, anna):
+    wide = Image.new("RGB", (512, 256), (120, 140, 160))
+    wide.paste(person(0), (0, 0))
+    wide.paste(person(1), (256, 0))
+    graph = {i: n for i, n in demo(server.upload(wide, "two.png")).items() if i in ("3", "4")}
+    graph["40"] = {
+        "class_type": "HyperLoRADetectFaces",
+        "inputs": {"face_analysis": ["3", 0], "image": ["4", 0], "face": "all", "face_index": 0},
+    }
+    graph["41"] = {"class_type": "PreviewAny", "inputs": {"source": ["40", 3]}}
+    graph["42"] = {"class_type": "PreviewImage", "inputs": {"images": ["40", 1]}}
+    graph["43"] = {"class_type": "MaskToImage", "inputs": {"mask": ["40", 2]}}
+    graph["44"] = {"class_type": "PreviewImage", "inputs": {"images": ["43", 0]}}
+    result = server.run(graph)
+    assert result.text("41") == "2"
+    mask = result.picture("44")[..., 0] > 127
+    assert mask[:, :256].mean() > 0.05 and mask[:, 256:].mean() > 0.05
+    graph["40"]["inputs"]["face"] = "right"
+    mask = server.run(graph).picture("44")[..., 0] > 127
+    assert mask[:, :256].mean() == 0 and mask[:, 256:].mean() > 0.05
