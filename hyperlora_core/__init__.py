@@ -33,7 +33,7 @@ _HOMES = {
     "to_diffusers": "lora",
 }
 
-__all__ = list(_HOMES)  # noqa: PLE0604
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str):

@@ -43,12 +43,12 @@ class HyperLoRALoadModel(io.ComfyNode):
 
     @classmethod
     def execute(cls, checkpoint: str, precision: str, clip_vision: str = folders.AUTO) -> io.NodeOutput:
-        def clip_path(width: int):
-            return (
-                folders.find_clip_tower(width) if clip_vision == folders.AUTO else folders.clip_tower_path(clip_vision)
-            )
+        def find_clip_tower(width: int):
+            if clip_vision == folders.AUTO:
+                return folders.find_clip_tower(width)
+            return folders.clip_tower_path(clip_vision)
 
-        return io.NodeOutput(host.load(folders.checkpoint_path(checkpoint), clip_path, precision))
+        return io.NodeOutput(host.LoadedHyperLoRA(folders.checkpoint_path(checkpoint), find_clip_tower, precision))
 
 
 class HyperLoRAGenerateLoRA(io.ComfyNode):

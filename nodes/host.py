@@ -1,7 +1,7 @@
 """Our models in the host's hands: it decides where they lie, and frees them when a sampler needs the room."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import comfy.model_management
@@ -15,26 +15,25 @@ from ..hyperlora_core import HyperLoRA, VisionEncoder, load_hyperlora
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
-@dataclass(frozen=True)
 class LoadedHyperLoRA:
-    """What a HYPERLORA wire carries."""
+    """What a HYPERLORA wire carries: a checkpoint, and the CLIP tower that it reads photos with."""
 
-    hyper: HyperLoRA
-    vision: VisionEncoder | None
-    patcher: comfy.model_patcher.ModelPatcher  # of the basis; the host's cache accounting looks for this name
+    def __init__(self, path: Path, find_clip_tower: Callable[[int], Path], precision: str):
+        """`find_clip_tower` answers the tower's file for a token width; it is asked when the first photo is read."""
+        dtype = PRECISIONS.get(precision) or automatic_precision(comfy.model_management.get_torch_device())
+        self.hyper = load_hyperlora(path, dtype=dtype, operations=comfy.ops.manual_cast)
+        self.find_clip_tower = find_clip_tower
+        # the host's cache accounting looks for this name
+        self.patcher, _ = hand_over(self.hyper, [self.hyper.basis, self.hyper.encoder])
 
-
-def load(path: Path, clip_path: Callable[[int], Path], precision: str) -> LoadedHyperLoRA:
-    """Checkpoint and the CLIP tower that it reads; `clip_path` finds the tower by its width."""
-    device = comfy.model_management.get_torch_device()
-    dtype = PRECISIONS.get(precision) or automatic_precision(device)
-    hyper = load_hyperlora(path, dtype=dtype, operations=comfy.ops.manual_cast)
-    basis = hand_over(hyper, [hyper.basis, hyper.encoder])[0]
-    vision = None
-    if hyper.clip_width is not None:
-        vision = VisionEncoder.load(clip_path(hyper.clip_width), dtype=dtype)
+    @cached_property
+    def vision(self) -> VisionEncoder | None:
+        """Loaded on first use: a saved identity needs no tower."""
+        if self.hyper.clip_width is None:
+            return None
+        vision = VisionEncoder.load(self.find_clip_tower(self.hyper.clip_width), dtype=self.hyper.dtype)
         hand_over(vision, [vision.tower])
-    return LoadedHyperLoRA(hyper, vision, basis)
+        return vision
 
 
 def automatic_precision(device: torch.device) -> torch.dtype:

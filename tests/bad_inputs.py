@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from places import FIXTURES
 from PIL import Image
+from places import FIXTURES
 from safetensors.torch import load_file, save_file
 
 GOOD = FIXTURES / "clip_arcface"
@@ -47,14 +47,18 @@ HTML = "<!DOCTYPE html><html><body>404</body></html>"
 CHECKPOINTS = {
     "modules missing": Case(lambda d: (d / MODULES).unlink(), (MODULES, "hyperlora download")),
     "resampler missing": Case(lambda d: (d / RESAMPLER).unlink(), (RESAMPLER, "hyperlora download")),
-    "projector missing": Case(lambda d: (d / "id_projector.safetensors").unlink(), ("id_projector", "hyperlora download")),
+    "projector missing": Case(
+        lambda d: (d / "id_projector.safetensors").unlink(), ("id_projector", "hyperlora download")
+    ),
     "modules truncated": Case(lambda d: cut(d / MODULES), (MODULES, "incomplete")),
     "resampler truncated": Case(lambda d: cut(d / RESAMPLER), (RESAMPLER, "incomplete")),
     "html as weights": Case(lambda d: (d / RESAMPLER).write_text(HTML), (RESAMPLER, "web page")),
     "pickled": Case(lambda d: torch.save({"x": torch.zeros(1)}, d / RESAMPLER), (RESAMPLER, "pickled", "refused")),
     "empty file": Case(lambda d: (d / RESAMPLER).write_bytes(b""), (RESAMPLER, "empty")),
     "nonsense": Case(lambda d: (d / RESAMPLER).write_bytes(b"nonsense" * 99), (RESAMPLER, "isn't a safetensors file")),
-    "json broken": Case(lambda d: (d / "hyper_lora_modules.json").write_text("{"), ("modules.json", "Download it again")),
+    "json broken": Case(
+        lambda d: (d / "hyper_lora_modules.json").write_text("{"), ("modules.json", "Download it again")
+    ),
     "json of something else": Case(
         lambda d: (d / "hyper_lora_modules.json").write_text('{"a": {"hidden_size": 4}}'),
         ("modules.json", "Download it again"),
@@ -67,7 +71,9 @@ CHECKPOINTS = {
     "base of another checkpoint": Case(
         lambda d: shutil.copy(OTHER / "base_resampler.safetensors", d), ("base_down_basis", "mixed")
     ),
-    "basis tensor missing": Case(lambda d: edit(d / MODULES, without("1.to_k.id_up_basis")), ("1.to_k.id_up_basis", "mixed")),
+    "basis tensor missing": Case(
+        lambda d: edit(d / MODULES, without("1.to_k.id_up_basis")), ("1.to_k.id_up_basis", "mixed")
+    ),
     "basis tensor misshapen": Case(
         lambda d: edit(d / MODULES, replaced("1.to_k.id_up_basis", lambda t: t[:, :, :5])),
         ("1.to_k.id_up_basis", "doesn't fit"),

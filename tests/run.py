@@ -23,7 +23,16 @@ def main() -> int:
     if not python.exists():
         venv.create(ENVIRONMENT, with_pip=True)
     hosts = find_hosts()
-    install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", TESTS / "constraints.txt"]
+    install = [
+        python,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "-c",
+        TESTS / "constraints.txt",
+    ]
     # one call, so that pip sees every requirement at once; of several hosts the first decides its own packages' versions
     wanted = ["-e", f"{ROOT}[test]"]
     if hosts:

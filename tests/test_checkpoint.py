@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -99,9 +101,11 @@ def test_checkpoints_with_one_condition(folder, condition):
     assert hyper.clip_width == (32 if condition == "clip" else None)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_basis_is_mapped_not_copied(folder):
     hyper = load_hyperlora(folder)
     basis = hyper.basis.tensor(0, "to_q", "id", "down")
-    pages = next(line for line in open("/proc/self/maps") if "hyper_lora_modules" in line).split()[0]
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    pages = next(line for line in lines if "hyper_lora_modules" in line).split()[0]
     start, end = (int(number, 16) for number in pages.split("-"))
     assert start <= basis.data_ptr() < end

@@ -92,7 +92,9 @@ def test_loading_something_else(tmp_path):
 
 def test_photo_weights(hyper, inputs):
     def alone(i):
-        return hyper.coefficients(clip_tokens=inputs["clip_tokens"][i : i + 1], id_embeds=inputs["id_embeds"][i : i + 1])
+        return hyper.coefficients(
+            clip_tokens=inputs["clip_tokens"][i : i + 1], id_embeds=inputs["id_embeds"][i : i + 1]
+        )
 
     assert torch.allclose(hyper.coefficients(**inputs, weights=[0, 5, 0]), alone(1), atol=1e-6)
     assert torch.allclose(hyper.coefficients(**inputs, weights=[2, 2, 2]), hyper.coefficients(**inputs), atol=1e-6)

@@ -8,8 +8,8 @@ import sys
 import pytest
 import torch
 from find import find_hosts
-
 from places import ROOT
+
 from hyperlora_core.demo.hyperlora import write_random_checkpoint
 
 pytestmark = pytest.mark.slow
@@ -79,7 +79,9 @@ def generated(tmp_path_factory):
     assert 3.1e9 < size < 3.2e9  # 2.97 GB of basis, 150 MB resampler, 17 MB projector
     lora = folder / "lora.safetensors"
     run = subprocess.run(
-        [sys.executable, "-c", GENERATE, str(ROOT), str(folder / "checkpoint"), str(lora)], capture_output=True, text=True
+        [sys.executable, "-c", GENERATE, str(ROOT), str(folder / "checkpoint"), str(lora)],
+        capture_output=True,
+        text=True,
     )
     for file in (folder / "checkpoint").iterdir():
         file.unlink()
@@ -135,6 +137,10 @@ def test_every_key_finds_its_layer_in_diffusers(generated):
     for key in keys:
         shape = (renamed[f"{key}.lora_B.weight"].shape[0], renamed[f"{key}.lora_A.weight"].shape[1])
         assert weights[f"{key.removeprefix('unet.')}.weight"] == shape
-    attention = {n for n in weights if ".attn" in n and n.endswith(("to_q.weight", "to_k.weight", "to_v.weight", "to_out.0.weight"))}
+    attention = {
+        n
+        for n in weights
+        if ".attn" in n and n.endswith(("to_q.weight", "to_k.weight", "to_v.weight", "to_out.0.weight"))
+    }
     assert {f"{key.removeprefix('unet.')}.weight" for key in keys} == attention
     assert torch.isfinite(renamed[f"{key}.lora_A.weight"]).all()

@@ -11,8 +11,20 @@ from hyperlora_core.vision import clip_pixels, is_clip_tower
 transformers = pytest.importorskip("transformers")
 open_clip = pytest.importorskip("open_clip")
 
-LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16, "patch_size": 14}
-SMALL = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 2, "patch_size": 32}
+LARGE = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "patch_size": 14,
+}
+SMALL = {
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "patch_size": 32,
+}
 
 
 def random_tower(sizes: dict):
@@ -28,7 +40,9 @@ def random_tower(sizes: dict):
 def vision_part(tower) -> dict[str, torch.Tensor]:
     """The tensors as Hugging Face files name them, whatever this version of transformers calls them in memory."""
     tensors = {name.removeprefix("vision_model."): tensor for name, tensor in tower.state_dict().items()}
-    return {f"vision_model.{name}": tensor.contiguous() for name, tensor in tensors.items() if "position_ids" not in name}
+    return {
+        f"vision_model.{name}": tensor.contiguous() for name, tensor in tensors.items() if "position_ids" not in name
+    }
 
 
 def open_clip_form(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
@@ -57,7 +71,9 @@ def open_clip_form(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, t
 )
 def test_tokens_equal_transformers(sizes, tmp_path):
     tower = random_tower(sizes)
-    pixels = torch.stack([clip_pixels(np.random.default_rng(i).integers(0, 256, (300, 260, 3), np.uint8)) for i in range(2)])
+    pixels = torch.stack(
+        [clip_pixels(np.random.default_rng(i).integers(0, 256, (300, 260, 3), np.uint8)) for i in range(2)]
+    )
     with torch.inference_mode():
         wanted = tower(pixels, output_hidden_states=True).hidden_states[-2]
     tensors = vision_part(tower)
@@ -99,7 +115,7 @@ def test_not_a_clip_tower(tmp_path):
     tensors = vision_part(random_tower(SMALL))
     del tensors["vision_model.encoder.layers.1.mlp.fc1.weight"]
     save_file(tensors, path)
-    with pytest.raises(HyperLoRAError, match="layers.1.mlp.fc1.weight and 0 more tensors are missing"):
+    with pytest.raises(HyperLoRAError, match=r"layers\.1\.mlp\.fc1\.weight and 0 more tensors are missing"):
         VisionEncoder.load(path)
     with pytest.raises(HyperLoRAError, match="There is no file"):
         VisionEncoder.load(tmp_path / "none.safetensors")

@@ -18,7 +18,7 @@ NETWORKS = {
     LANDMARKS: "the 106 landmarks (2d106det.onnx)",
     RECOGNITION: "face recognition (glintr100.onnx in antelopev2)",
 }
-REMEDY = "Download antelopev2 and unzip its five .onnx files into models/insightface/models/antelopev2."
+REMEDY = "Run: hyperlora download antelopev2"
 
 # field numbers of onnx.proto
 _MODEL_GRAPH, _GRAPH_INITIALIZER, _GRAPH_INPUT, _GRAPH_OUTPUT = 7, 5, 11, 12

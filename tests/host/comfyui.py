@@ -34,7 +34,14 @@ class ComfyUI:
         self.url = f"http://127.0.0.1:{port}"
         self.log = base / "server.log"
         command = [sys.executable, "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(port)]
-        command += ["--base-directory", str(base), "--database-url", "sqlite:///:memory:", "--disable-auto-launch", *arguments]
+        command += [
+            "--base-directory",
+            str(base),
+            "--database-url",
+            "sqlite:///:memory:",
+            "--disable-auto-launch",
+            *arguments,
+        ]
         # the pack under test is the checkout, not an installed copy that PYTHONPATH may name
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         with self.log.open("w") as log:
@@ -92,7 +99,10 @@ class ComfyUI:
         body += picture + f'\r\n--{boundary}\r\nContent-Disposition: form-data; name="overwrite"\r\n\r\ntrue'.encode()
         body += f"\r\n--{boundary}--\r\n".encode()
         request = urllib.request.Request(
-            f"{self.url}/upload/image", body, {"Content-Type": f"multipart/form-data; boundary={boundary}"}, method="POST"
+            f"{self.url}/upload/image",
+            body,
+            {"Content-Type": f"multipart/form-data; boundary={boundary}"},
+            method="POST",
         )
         with urllib.request.urlopen(request, timeout=60) as answer:
             return json.load(answer)["name"]
@@ -142,7 +152,7 @@ class Result:
         """Ids of the nodes that weren't run again."""
         return set(self.messages["execution_cached"]["nodes"])
 
-    def picture(self, node: str = None) -> np.ndarray:
+    def picture(self, node: str | None = None) -> np.ndarray:
         """The first picture of a node (or of the only one that has pictures): uint8 [h, w, 3]."""
         assert self.error is None, self.error
         found = next(out["images"] for name, out in self.outputs.items() if node in (None, name) and "images" in out)[0]

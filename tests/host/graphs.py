@@ -5,8 +5,8 @@ import json
 
 import numpy as np
 from PIL import Image
-
 from places import ROOT
+
 from hyperlora_core.demo.portraits import HELD_OUT, Identity, Scene, render
 
 DEMO = json.loads((ROOT / "workflows" / "api" / "demo.json").read_text(encoding="utf-8"))

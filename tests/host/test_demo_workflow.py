@@ -66,7 +66,9 @@ def test_another_seed_reuses_the_identity(server, anna):
     first = demo(anna, KSampler={"seed": 100})
     one = server.run(first)
     two = server.run(demo(anna, KSampler={"seed": 101}))
-    upstream = {i for i, n in first.items() if n["class_type"].startswith("HyperLoRA") or n["class_type"] == "LoadImage"}
+    upstream = {
+        i for i, n in first.items() if n["class_type"].startswith("HyperLoRA") or n["class_type"] == "LoadImage"
+    }
     assert upstream <= two.cached
     assert not np.array_equal(one.picture(), two.picture())
 
@@ -91,7 +93,10 @@ def test_portrait_node_equals_the_chain(server, anna):
 
 def test_saved_and_loaded_identity_paints_the_same_person(server, anna):
     chain = demo(anna)
-    chain["30"] = {"class_type": "HyperLoRASaveIdentity", "inputs": {"identity": ["5", 0], "name": "anna", "overwrite": True}}
+    chain["30"] = {
+        "class_type": "HyperLoRASaveIdentity",
+        "inputs": {"identity": ["5", 0], "name": "anna", "overwrite": True},
+    }
     wanted = server.run(chain).picture("14").astype(int)
     chain["30"] = {"class_type": "HyperLoRALoadIdentity", "inputs": {"identity": "anna.safetensors"}}
     for unused in ("3", "4", "5"):
@@ -120,7 +125,10 @@ def test_blend(server, anna, ben):
 
 def test_several_photos_and_the_report(server, anna):
     chain = demo(anna)
-    chain["31"] = {"class_type": "LoadImage", "inputs": {"image": server.upload(person(0, scene=5, size=192), "anna_2.png")}}
+    chain["31"] = {
+        "class_type": "LoadImage",
+        "inputs": {"image": server.upload(person(0, scene=5, size=192), "anna_2.png")},
+    }
     chain["5"]["inputs"] |= {"photos_2": ["31", 0]}
     chain["32"] = {"class_type": "PreviewAny", "inputs": {"source": ["5", 2]}}
     chain["33"] = {"class_type": "PreviewImage", "inputs": {"images": ["5", 1]}}

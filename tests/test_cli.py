@@ -1,0 +1,175 @@
+"""The command line, on the shipped demo models."""
+
+import numpy as np
+import pytest
+from bad_inputs import CHECKPOINTS, PHOTOS, assert_sentence, bad_checkpoint
+from PIL import Image
+from safetensors import safe_open
+
+from hyperlora_core import Identity, load_lora, open_encoder
+from hyperlora_core.cli import COMMANDS, main
+from hyperlora_core.demo.portraits import HELD_OUT, Scene, render
+from hyperlora_core.demo.portraits import Identity as Person
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Two photos of one person, one with two people."""
+    folder = tmp_path_factory.mktemp("photos")
+    for number in range(2):
+        scene = Scene.random(np.random.default_rng(number), sketch=0, hat=0, glasses=0)
+        Image.fromarray(render(Person.from_seed(HELD_OUT[0]), scene, size=256).image).save(
+            folder / f"anna_{number}.png"
+        )
+    pair = Image.new("RGB", (512, 256), (110, 130, 150))
+    scene = Scene.random(np.random.default_rng(7), sketch=0, hat=0, glasses=0)
+    for x, number in ((0, 0), (256, 1)):
+        pair.paste(Image.fromarray(render(Person.from_seed(HELD_OUT[number]), scene, size=256).image), (x, 0))
+    pair.save(folder / "pair.png")
+    return folder
+
+
+def test_generate(photos, tmp_path, capsys):
+    out, identity = tmp_path / "lora" / "anna.safetensors", tmp_path / "anna_identity.safetensors"
+    command = ["generate", str(photos / "anna_0.png"), str(photos / "anna_1.png"), "--checkpoint", "demo"]
+    assert main([*command, "-o", str(out), "--identity", str(identity)]) == 0
+    said = capsys.readouterr().out
+    assert "anna_0.png: face of" in said and str(out) in said and str(identity) in said
+    lora = load_lora(out)
+    hyper = open_encoder("demo").hyper
+    assert len(lora) == 3 * 4 * len(hyper.module_names)
+    person = Identity.load(identity)
+    assert person.photo_count == 2
+    person.require_checkpoint(hyper)
+    wanted = hyper.lora(person.coefficients)
+    for name, tensor in lora.items():
+        assert (tensor.float() - wanted[name]).norm() <= 5e-3 * wanted[name].norm()
+    with safe_open(out, framework="pt") as file:
+        assert file.metadata()["hyperlora.photo_count"] == "2"
+
+
+def test_generate_in_diffusers_naming_with_base(photos, tmp_path):
+    out = tmp_path / "anna.safetensors"
+    command = [
+        "generate",
+        str(photos / "anna_0.png"),
+        "--checkpoint",
+        "demo",
+        "--naming",
+        "diffusers",
+        "--base-weight",
+        "0.4",
+    ]
+    assert main([*command, "-o", str(out)]) == 0
+    with safe_open(out, framework="pt") as file:
+        names = list(file.keys())
+        assert file.metadata()["hyperlora.base_weight"] == "0.4"
+        assert file.get_tensor(names[0]).shape[0] == 8 + 4 or file.get_tensor(names[0]).shape[1] == 8 + 4
+    assert all(name.startswith("unet.") for name in names)
+
+
+def test_which_face(photos, tmp_path, capsys):
+    outs = []
+    for face in ("left", "right", "1"):
+        outs.append(tmp_path / f"{face}.safetensors")
+        assert (
+            main(["generate", str(photos / "pair.png"), "--checkpoint", "demo", "--face", face, "-o", str(outs[-1])])
+            == 0
+        )
+        assert "of 2 faces" in capsys.readouterr().out
+    left, right, one = (out.read_bytes()[-4096:] for out in outs)
+    assert right == one != left
+    assert (
+        main(
+            [
+                "generate",
+                str(photos / "pair.png"),
+                "--checkpoint",
+                "demo",
+                "--face",
+                "2",
+                "-o",
+                str(tmp_path / "x.safetensors"),
+            ]
+        )
+        == 2
+    )
+    assert_sentence(capsys.readouterr().err, ("Face 2 doesn't exist", "pair.png", "2 faces"))
+    assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_portrait(photos, tmp_path, capsys):
+    out = tmp_path / "anna.png"
+    command = [
+        "portrait",
+        str(photos / "anna_0.png"),
+        "--checkpoint",
+        "demo",
+        "--prompt",
+        "portrait of a person",
+        "--steps",
+        "2",
+    ]
+    assert main([*command, "-o", str(out)]) == 0
+    assert f"Portrait: {out}" in capsys.readouterr().out
+    assert Image.open(out).size == (128, 128)
+    with_person = np.asarray(Image.open(out)).astype(int)
+    assert main([*command, "--weight", "0", "--base-weight", "0", "-o", str(out)]) == 0
+    assert np.abs(np.asarray(Image.open(out)) - with_person).mean() > 1
+    assert main([*command, "-o", str(tmp_path / "anna.txt")]) == 2
+    assert_sentence(capsys.readouterr().err, ("anna.txt", ".png"))
+
+
+def test_demo(tmp_path, capsys):
+    assert main(["demo", "-o", str(tmp_path), "--steps", "2"]) == 0
+    said = capsys.readouterr().out
+    for number in (1, 2, 3):
+        folder = tmp_path / f"person_{number}"
+        assert str(folder / "lora.safetensors") in said and str(folder / "portrait.png") in said
+        assert Image.open(folder / "portrait.png").size == (128, 128)
+        load_lora(folder / "lora.safetensors")
+    assert str(tmp_path / "sheet.png") in said
+    assert Image.open(tmp_path / "sheet.png").width == 4 * 256
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_bad_checkpoint(name, photos, tmp_path, capsys):
+    words = bad_checkpoint(name, tmp_path / "bad")
+    command = ["generate", str(photos / "anna_0.png"), "--checkpoint", str(tmp_path / "bad")]
+    assert main([*command, "-o", str(tmp_path / "out.safetensors")]) == 2
+    assert_sentence(capsys.readouterr().err, ("hyperlora generate:", *words))
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", PHOTOS)
+def test_bad_photo(name, tmp_path, capsys):
+    photo = tmp_path / "photo.png"
+    PHOTOS[name].spoil(photo)
+    assert main(["generate", str(photo), "--checkpoint", "demo", "-o", str(tmp_path / "out.safetensors")]) == 2
+    assert_sentence(capsys.readouterr().err, ("photo.png", *PHOTOS[name].words))
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_other_mistakes(photos, tmp_path, capsys):
+    photo, out = str(photos / "anna_0.png"), ["-o", str(tmp_path / "out.safetensors")]
+    for arguments, words in (
+        (["--checkpoint", "demo", "--photo-weights", "a"], ("Photo weights 'a'",)),
+        (["--checkpoint", "demo", "--photo-weights", "1,1"], ("don't fit 1 photo",)),
+        (["--checkpoint", "demo", "--provider", "quantum"], ('"quantum" isn\'t a provider',)),
+        (["--checkpoint", "demo", "--face-pack", str(tmp_path)], (str(tmp_path),)),
+        (["--checkpoint", "demo", "--clip", photo], ("anna_0.png", "isn't a safetensors file")),
+        (["--checkpoint", "demo", "--base-weight", "nan"], ("aren't numbers",)),
+        (["--models-folder", str(tmp_path)], ("fidelity is not in", "hyperlora download fidelity")),
+    ):
+        assert main(["generate", photo, *arguments, *out]) == 2, arguments
+        assert_sentence(capsys.readouterr().err, words)
+
+
+def test_help_names_every_command(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    said = capsys.readouterr().out
+    assert all(command in said for command in COMMANDS)
+    for command in COMMANDS:
+        with pytest.raises(SystemExit):
+            main([command, "--help"])

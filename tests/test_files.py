@@ -1,0 +1,65 @@
+"""Files appear whole or not at all."""
+
+import os
+import resource
+import subprocess
+import sys
+
+import pytest
+from places import ROOT
+
+from hyperlora_core.errors import HyperLoRAError
+from hyperlora_core.files import free_name, written_aside
+
+
+def test_written_whole(tmp_path):
+    with written_aside(tmp_path / "new" / "a.txt") as aside:
+        aside.write_text("whole")
+        assert not (tmp_path / "new" / "a.txt").exists()
+    assert (tmp_path / "new" / "a.txt").read_text() == "whole"
+    assert os.listdir(tmp_path / "new") == ["a.txt"]
+
+
+def test_failure_leaves_the_old_file(tmp_path):
+    (tmp_path / "a.txt").write_text("old")
+    with pytest.raises(KeyError), written_aside(tmp_path / "a.txt") as aside:
+        aside.write_text("half")
+        raise KeyError
+    assert (tmp_path / "a.txt").read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+FULL_DISK = """
+import resource, signal, sys
+sys.path.append(sys.argv[1])
+import torch
+from hyperlora_core import Identity
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write fails with an error instead of ending the process
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+Identity(torch.zeros(1120, 128)).save(sys.argv[2])
+"""
+
+
+@pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="needs a limit on file sizes")
+def test_no_room_for_the_file(tmp_path):
+    """A full disk, imitated by the system's limit on file sizes: a sentence, and nothing half-written."""
+    path = tmp_path / "anna.safetensors"
+    run = subprocess.run([sys.executable, "-c", FULL_DISK, str(ROOT), str(path)], capture_output=True, text=True)
+    assert run.returncode == 1
+    assert "HyperLoRAError: Can't write" in run.stderr and "nothing was changed" in run.stderr, run.stderr
+    assert os.listdir(tmp_path) == []
+
+
+def test_free_name(tmp_path):
+    path = tmp_path / "anna.safetensors"
+    assert free_name(path) == path
+    path.touch()
+    assert free_name(path).name == "anna_2.safetensors"
+    free_name(path).touch()
+    assert free_name(path).name == "anna_3.safetensors"
+
+
+def test_unwritable_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(HyperLoRAError, match="Can't write"), written_aside(tmp_path / "file" / "a.txt"):
+        pass
