@@ -1,10 +1,10 @@
 """HyperLoRA: photos of a person in, a LoRA for SDXL out. The library behind the ComfyUI nodes and the command line.
 
-    hyper = load_hyperlora("models/hyper_lora/sdxl_hyper_id_lora_v1_fidelity")
-    faces = FaceAnalyzer.load("models/insightface/models/antelopev2")
-    encoder = PhotoEncoder(hyper, faces, VisionEncoder.load("models/clip_vision/clip-vit-large-patch14.safetensors"))
-    person = encoder.encode(["anna1.jpg", "anna2.jpg"]).identity
-    lora = hyper.lora(person.coefficients)
+hyper = load_hyperlora("models/hyper_lora/sdxl_hyper_id_lora_v1_fidelity")
+faces = FaceAnalyzer.load("models/insightface/models/antelopev2")
+encoder = PhotoEncoder(hyper, faces, VisionEncoder.load("models/clip_vision/clip-vit-large-patch14.safetensors"))
+person = encoder.encode(["anna1.jpg", "anna2.jpg"]).identity
+lora = hyper.lora(person.coefficients)
 """
 
 import importlib

@@ -14,11 +14,10 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from .errors import HyperLoRAError
-from .files import written_aside
+from .files import write_tensors, written_aside
 from .hyperlora import PROJECTIONS, VECTORS_PER_MODULE, Basis, HyperLoRA
 from .resampler import HEAD_SIZE, IDProjector, Resampler, ResamplerConfig
 from .weights_check import check_safetensors
@@ -114,13 +113,13 @@ def save_hyperlora(hyper: HyperLoRA, path: str | Path, metadata: dict[str, str] 
     if path.suffix == ".safetensors":
         merged = {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
         with written_aside(path) as aside:
-            save_file(merged, aside, {**metadata, MODULES: json.dumps(modules)})
+            write_tensors(aside, merged, {**metadata, MODULES: json.dumps(modules)})
         return
     with ExitStack() as stack:  # renamed together, after the last is whole
         aside = stack.enter_context(written_aside(path / f"{MODULES}.json"))
         aside.write_text(json.dumps(modules, indent=2), encoding="utf-8")
         for part, tensors in parts.items():
-            save_file(tensors, stack.enter_context(written_aside(path / f"{part}.safetensors")), metadata)
+            write_tensors(stack.enter_context(written_aside(path / f"{part}.safetensors")), tensors, metadata)
 
 
 def find_parts(path: Path) -> Source:

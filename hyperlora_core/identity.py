@@ -7,11 +7,10 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from .errors import HyperLoRAError
-from .files import written_aside
+from .files import write_tensors, written_aside
 from .hyperlora import HyperLoRA
 from .weights_check import check_safetensors
 
@@ -40,9 +39,8 @@ class Identity:
             "photo_count": self.photo_count,
         }
         with written_aside(path) as aside:
-            save_file(
-                tensors, aside, {"format": FORMAT, "version": FORMAT_VERSION, "provenance": json.dumps(provenance)}
-            )
+            metadata = {"format": FORMAT, "version": FORMAT_VERSION, "provenance": json.dumps(provenance)}
+            write_tensors(aside, tensors, metadata)
 
     @classmethod
     def load(cls, path: str | Path) -> "Identity":

@@ -13,11 +13,10 @@ from typing import NamedTuple
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from .errors import HyperLoRAError
-from .files import written_aside
+from .files import write_tensors, written_aside
 from .hyperlora import LoRA
 from .weights_check import check_safetensors
 
@@ -159,11 +158,11 @@ def save_lora(
     path: str | Path,
     naming: str = "kohya",
     metadata: Mapping[str, str] | None = None,
-    dtype: torch.dtype = torch.float16,
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Write an ordinary LoRA file: 'kohya' keeps the keys (ComfyUI and most tools), 'diffusers' renames for PEFT.
 
-    The usual metadata (architecture, rank, alpha) is added to `metadata`.
+    `dtype`: precision of the file, by default the LoRA's own. The usual metadata (architecture, rank, alpha) is added.
     """
     if naming not in NAMINGS:
         raise HyperLoRAError(f"Unknown naming {naming!r}: choose one of {', '.join(NAMINGS)}.")
@@ -181,9 +180,12 @@ def save_lora(
     }
     tensors = to_diffusers(lora) if naming == "diffusers" else lora
     # alpha stays exact; everything is cloned since safetensors refuses tensors that share memory
-    tensors = {n: t.detach().to("cpu", t.dtype if n.endswith(ALPHA) else dtype, copy=True) for n, t in tensors.items()}
+    tensors = {
+        name: tensor.detach().to("cpu", dtype if dtype and not name.endswith(ALPHA) else tensor.dtype, copy=True)
+        for name, tensor in tensors.items()
+    }
     with written_aside(path) as aside:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, aside, described)
+        write_tensors(aside, {name: tensor.contiguous() for name, tensor in tensors.items()}, described)
 
 
 def load_lora(path: str | Path) -> LoRA:

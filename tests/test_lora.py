@@ -85,7 +85,7 @@ def test_diffusers_form_has_the_same_effect(loras):
 
 def test_file_and_metadata(loras, tmp_path):
     path = tmp_path / "anna.safetensors"
-    save_lora(loras[0], path, metadata=describe("anna"), dtype=torch.float32)
+    save_lora(loras[0], path, metadata=describe("anna"))
     again = load_lora(path)
     assert all(torch.equal(again[name], tensor) for name, tensor in loras[0].items()) and len(again) == len(loras[0])
     with safe_open(path, framework="pt") as file:
@@ -93,7 +93,7 @@ def test_file_and_metadata(loras, tmp_path):
     assert metadata["modelspec.architecture"] == "stable-diffusion-xl-v1-base/lora"
     assert metadata["modelspec.trigger_phrase"] == "fcsks fxhks fhyks"
     assert (metadata["ss_network_dim"], metadata["ss_network_alpha"]) == ("8", "4")
-    save_lora(loras[0], path)
+    save_lora(loras[0], path, dtype=torch.float16)
     assert next(pairs(load_lora(path))).up.dtype == torch.float16
     assert [p.name for p in tmp_path.iterdir()] == ["anna.safetensors"]
     with pytest.raises(HyperLoRAError, match="Unknown naming"):

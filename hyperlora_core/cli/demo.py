@@ -4,6 +4,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
@@ -57,7 +58,8 @@ def run(arguments: Namespace) -> int:
             folder = arguments.out / name
             encoded.identity.save(folder / "identity.safetensors")
             id_lora = encoder.hyper.lora(encoded.identity.coefficients)
-            save_lora(id_lora, folder / "lora.safetensors", metadata=describe(name, encoded.identity))
+            metadata = describe(name, encoded.identity)
+            save_lora(id_lora, folder / "lora.safetensors", metadata=metadata, dtype=torch.float16)
             pictures = [Image.fromarray(encoded.crops[0]), paint(arguments.prompt)]
             for weights in COLUMNS.values():
                 if weights is not None:

@@ -3,6 +3,8 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+import torch
+
 from ..lora import NAMINGS, merge_branches, save_lora
 from ..metadata import describe
 from .options import add_photo_arguments, encode
@@ -34,7 +36,9 @@ def run(arguments: Namespace) -> int:
     base_weight = arguments.base_weight or None
     if base_weight is not None:
         lora = merge_branches(lora, hyper.lora(identity.base_coefficients, "base"), 1.0, base_weight)
-    save_lora(lora, arguments.output, arguments.naming, describe(arguments.output.stem, identity, base_weight))
+    metadata = describe(arguments.output.stem, identity, base_weight)
+    # LoRA files are shared in half precision
+    save_lora(lora, arguments.output, arguments.naming, metadata, torch.float16)
     print(f"LoRA: {arguments.output}")
     if arguments.identity is not None:
         identity.save(arguments.identity)

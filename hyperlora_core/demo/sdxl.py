@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from .. import packages
-from ..files import written_aside
+from ..files import write_tensors, written_aside
 from .tokenizer import POSITIONS, VOCABULARY_SIZE
 
 TIME_ID_WIDTH = 256
@@ -227,4 +226,4 @@ def write_json(path: Path, value: dict) -> None:
 def write_half(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write tensors as fp16 safetensors."""
     with written_aside(path) as aside:
-        save_file({name: tensor.detach().half().contiguous() for name, tensor in tensors.items()}, aside)
+        write_tensors(aside, {name: tensor.detach().half().contiguous() for name, tensor in tensors.items()}, {})
