@@ -1,10 +1,12 @@
 """A server per host that was found, for all tests of this folder."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 from comfyui import ComfyUI
 from find import find_hosts
+from places import FIXTURES, ROOT
 
 
 def pytest_collection_modifyitems(items):
@@ -13,10 +15,23 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.host)
 
 
+def elsewhere(folder: Path) -> Path:
+    """Models outside of the host's folder, as extra_model_paths.yaml names them; the face pack unzipped one level too deep."""
+    shutil.copytree(FIXTURES / "with_base", folder / "people" / "small_elsewhere")
+    pack = folder / "faces" / "models" / "nested" / "nested"
+    pack.mkdir(parents=True)
+    for file in (ROOT / "models" / "demo" / "face").glob("*.onnx"):
+        (pack / file.name).symlink_to(file)
+    settings = folder / "extra_model_paths.yaml"
+    settings.write_text(f"elsewhere:\n    base_path: {folder}\n    hyper_lora: people\n    insightface: faces\n")
+    return settings
+
+
 @pytest.fixture(scope="session", params=find_hosts() or [None], ids=lambda host: host.name if host else "no host")
 def server(request, tmp_path_factory):
     if request.param is None:
         pytest.skip("NO COMFYUI FOUND: the pack is not tested in its host. Set COMFYUI_PATH, or run: comfy install")
-    comfyui = ComfyUI(request.param, tmp_path_factory.mktemp("comfyui"))
+    base = tmp_path_factory.mktemp("comfyui")
+    comfyui = ComfyUI(request.param, base, ("--extra-model-paths-config", str(elsewhere(base / "elsewhere"))))
     yield comfyui
     comfyui.stop()

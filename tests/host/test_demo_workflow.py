@@ -142,6 +142,16 @@ def test_several_photos_and_the_report(server, anna):
     assert not np.array_equal(first_only, both.picture("14"))
 
 
+def test_extra_model_paths(server, anna):
+    """Checkpoints and face packs that extra_model_paths.yaml names, a pack's folder one level too deep included."""
+    wanted = server.run(demo(anna))
+    elsewhere = server.run(demo(anna, HyperLoRALoadFaceAnalysis={"face_pack": "nested"}))
+    assert np.array_equal(elsewhere.picture(), wanted.picture())
+    assert "5" not in elsewhere.cached
+    spec = server.get("/object_info/HyperLoRALoadModel")["HyperLoRALoadModel"]["input"]["required"]["checkpoint"]
+    assert "small_elsewhere" in (spec[1].get("options") or spec[0])
+
+
 def test_detect_faces(server, anna):
     wide = Image.new("RGB", (512, 256), (120, 140, 160))
     wide.paste(person(0), (0, 0))
