@@ -17,7 +17,11 @@ class HyperLoRALoadDemo(io.ComfyNode):
             description="Loads the demo's small text-to-image model. Use it with the demo entries of the other loaders, at 128 x 128.",
             search_aliases=["hyperlora demo", "demo checkpoint", "example model"],
             inputs=[],
-            outputs=[io.Model.Output("model"), io.Clip.Output("clip"), io.Vae.Output("vae")],
+            outputs=[
+                io.Model.Output("model", tooltip="A narrow SDXL: for Apply HyperLoRA or the sampler."),
+                io.Clip.Output("clip", tooltip="For CLIP Text Encode."),
+                io.Vae.Output("vae", tooltip="For VAE Decode."),
+            ],
         )
 
     @classmethod

@@ -28,8 +28,8 @@ class HyperLoRAEncodeIdentity(io.ComfyNode):
             description="Turns photos of one person into an identity. Save it, blend it, or generate its LoRA.",
             search_aliases=["face embedding", "face encoder", "photo to identity", "hyperlora id cond"],
             inputs=[
-                HyperLoRAModel.Input("hyperlora"),
-                FaceAnalysis.Input("face_analysis"),
+                HyperLoRAModel.Input("hyperlora", tooltip="From Load HyperLoRA."),
+                FaceAnalysis.Input("face_analysis", tooltip="From Load Face Analysis, or another pack's loader."),
                 io.Image.Input("photos", tooltip="Photos of ONE person, one or a batch."),
                 *face_inputs(),
                 io.Boolean.Input(
@@ -107,7 +107,7 @@ class HyperLoRASaveIdentity(io.ComfyNode):
             description="Keeps a person as a small file (0.3 MB) in models/hyper_lora_identities, for Load Identity.",
             search_aliases=["save face", "save person", "face model"],
             inputs=[
-                IdentityType.Input("identity"),
+                IdentityType.Input("identity", tooltip="From Encode Identity or Blend Identities."),
                 io.String.Input(
                     "name", default="person", tooltip="The file's name; sub/name puts it into a sub-folder."
                 ),
@@ -148,7 +148,7 @@ class HyperLoRALoadIdentity(io.ComfyNode):
                     tooltip="A file in models/hyper_lora_identities. Press R to see new ones.",
                 )
             ],
-            outputs=[IdentityType.Output("identity")],
+            outputs=[IdentityType.Output("identity", tooltip="The person: for Generate LoRA and Blend.")],
         )
 
     @classmethod
@@ -183,16 +183,16 @@ class HyperLoRABlendIdentities(io.ComfyNode):
             description="Mixes two to four people into one who has something of each.",
             search_aliases=["mix faces", "face morph", "interpolate identities", "average people"],
             inputs=[
-                IdentityType.Input("identity_a"),
+                IdentityType.Input("identity_a", tooltip="A person, from Encode, Load or Blend."),
                 weight("weight_a", 0.5),
-                IdentityType.Input("identity_b"),
+                IdentityType.Input("identity_b", tooltip="A person, from Encode, Load or Blend."),
                 weight("weight_b", 0.5),
-                IdentityType.Input("identity_c", optional=True),
+                IdentityType.Input("identity_c", tooltip="A person, from Encode, Load or Blend.", optional=True),
                 weight("weight_c", 0.5, optional=True),
-                IdentityType.Input("identity_d", optional=True),
+                IdentityType.Input("identity_d", tooltip="A person, from Encode, Load or Blend.", optional=True),
                 weight("weight_d", 0.5, optional=True),
             ],
-            outputs=[IdentityType.Output("identity")],
+            outputs=[IdentityType.Output("identity", tooltip="The mixed person: for Generate LoRA, Save, Blend.")],
         )
 
     @classmethod

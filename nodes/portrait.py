@@ -23,8 +23,8 @@ class HyperLoRAPortrait(io.ComfyNode):
             "The largest face of each photo is taken.",
             search_aliases=["hyperlora", "face", "identity", "instantid", "pulid", "ip-adapter faceid", "portrait"],
             inputs=[
-                HyperLoRAModel.Input("hyperlora"),
-                FaceAnalysis.Input("face_analysis"),
+                HyperLoRAModel.Input("hyperlora", tooltip="From Load HyperLoRA."),
+                FaceAnalysis.Input("face_analysis", tooltip="From Load Face Analysis, or another pack's loader."),
                 io.Model.Input("model", tooltip="An SDXL model."),
                 io.Image.Input("photos", tooltip="Photos of ONE person, one or a batch."),
                 io.String.Input("prompt", multiline=True, dynamic_prompts=True, tooltip="What the picture shows."),

@@ -21,11 +21,11 @@ PACK = dict(re.findall(r'^(name|version) = "(.+)"$', (ROOT / "pyproject.toml").r
 CORE = {"name": "comfy-core", "version": "0.25.0"}  # the oldest ComfyUI that the pack runs in
 
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
-WIDTH = 320  # px, as all sizes below
+WIDTH = 300  # px, as all sizes below
 TITLE, SLOT, WIDGET, PADDING = 30, 20, 24, 14  # heights of a node's parts in the editor
-GAP, COLUMN_GAP, GROUP_GAP, GROUP_TITLE = 30, 50, 40, 50
+GAP, COLUMN_GAP, GROUP_GAP, GROUP_TITLE = 40, 50, 40, 40
 GREEN = {"color": "#232", "bgcolor": "#353"}
-YELLOW = {"color": "#432", "bgcolor": "#653"}
+BLACK = {"color": "#222", "bgcolor": "#000"}
 
 
 @dataclass
@@ -111,7 +111,7 @@ def picture_nodes(model: str, clip: str, vae: str, prompt: str, negative: str, s
             "HyperLoRAApply", links={"model": model, "id_lora": "lora.id_lora", "base_lora": "lora.base_lora"}
         ),
         "prompt": Node("HyperLoRATriggerPrompt", {"prompt": prompt}, extra_height=110, mine=True),
-        "positive": Node("CLIPTextEncode", links={"clip": clip, "text": "prompt.prompt"}, title="Positive prompt"),
+        "positive": Node("CLIPTextEncode", links={"clip": clip, "text": "prompt.prompt"}, title="Positive prompt", extra_height=30),
         "negative": Node("CLIPTextEncode", {"text": negative}, {"clip": clip}, extra_height=60, title="Negative prompt"),
         "size": Node("EmptyLatentImage", {"width": side, "height": side}),
         "sampler": Node(
@@ -125,7 +125,7 @@ def picture_nodes(model: str, clip: str, vae: str, prompt: str, negative: str, s
             },
         ),
         "decode": Node("VAEDecode", links={"samples": "sampler.LATENT", "vae": vae}),
-        "save": Node("SaveImage", {"filename_prefix": prefix}, {"images": "decode.IMAGE"}, extra_height=360),
+        "save": Node("SaveImage", {"filename_prefix": prefix}, {"images": "decode.IMAGE"}, extra_height=300),
     }
 
 
@@ -151,10 +151,12 @@ def portrait() -> Workflow:
         groups=[
             Group("1 Who", [["hyperlora", "face_analysis", "photo"], ["identity", "crops"]]),
             Group("2 Model", [["checkpoint", "clip_skip", "lora", "apply"]]),
-            Group("3 Picture", [["prompt", "positive", "negative", "size"], ["sampler", "decode"], ["save"]]),
+            Group("3 Picture", [["prompt", "positive", "negative", "size"], ["sampler", "decode", "save"]]),
         ],
-        note_size=(460, 720),
+        note_size=(460, 680),
         note=f"""## A person from one photo
+
+The green nodes are yours to change:
 
 1. **Load Image**: drop a photo on it. Upright, sharp, one face, nothing in front of it.
 2. **Trigger Prompt**: write what the picture shows. The trigger words are added for you.
@@ -205,15 +207,16 @@ def demo() -> Workflow:
         groups=[
             Group("1 Who", [["hyperlora", "face_analysis", "photo"], ["identity"]]),
             Group("2 Model", [["demo", "lora", "apply"]]),
-            Group("3 Picture", [["prompt", "positive", "negative", "size"], ["sampler", "decode"], ["save"]]),
+            Group("3 Picture", [["prompt", "positive", "negative", "size"], ["sampler", "decode", "save"]]),
         ],
-        note_size=(460, 420),
+        note_size=(460, 380),
         note=f"""## The same steps on small models, without any download
 
 The demo models know drawn people only. They come with this pack and need no graphics card.
+The green nodes are yours to change:
 
-1. **Load Image**: drag this link onto it: [a drawn person](/api/workflow_templates/{PACK["name"]}/demo_person.png).
-   Or take a picture from `outputs/demo/photos`, which `python -m hyperlora_core demo` writes.
+1. **Load Image**: open [this drawn person](/api/workflow_templates/{PACK["name"]}/demo_person.png), save the picture,
+   and drop it here. Or take one from `outputs/demo/photos`, which `python -m hyperlora_core demo` writes.
 2. **Trigger Prompt**: write what the picture shows.
 3. Press **Run**.
 
@@ -383,7 +386,7 @@ def editor_format(name: str, workflow: Workflow, definitions: dict) -> dict:
     note = {
         "id": len(nodes) + 1, "type": "MarkdownNote", "title": "Read me", "pos": [-workflow.note_size[0] - GROUP_GAP, TITLE],
         "size": list(workflow.note_size), "flags": {}, "order": 0, "mode": 0, "inputs": [], "outputs": [],
-        "properties": {}, "widgets_values": [workflow.note], **YELLOW,
+        "properties": {}, "widgets_values": [workflow.note], **BLACK,
     }  # fmt: skip
     return {
         "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"{PACK['name']}/{name}")),
