@@ -3,29 +3,21 @@
 import numpy as np
 import pytest
 from bad_inputs import CHECKPOINTS, PHOTOS, assert_sentence, bad_checkpoint
+from people import photo_of, side_by_side
 from PIL import Image
 from safetensors import safe_open
 
 from hyperlora_core import Identity, load_lora, open_encoder
 from hyperlora_core.cli import COMMANDS, main
-from hyperlora_core.demo.portraits import HELD_OUT, Scene, render
-from hyperlora_core.demo.portraits import Identity as Person
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     """Two photos of one person, one with two people."""
     folder = tmp_path_factory.mktemp("photos")
-    for number in range(2):
-        scene = Scene.random(np.random.default_rng(number), sketch=0, hat=0, glasses=0)
-        Image.fromarray(render(Person.from_seed(HELD_OUT[0]), scene, size=256).image).save(
-            folder / f"anna_{number}.png"
-        )
-    pair = Image.new("RGB", (512, 256), (110, 130, 150))
-    scene = Scene.random(np.random.default_rng(7), sketch=0, hat=0, glasses=0)
-    for x, number in ((0, 0), (256, 1)):
-        pair.paste(Image.fromarray(render(Person.from_seed(HELD_OUT[number]), scene, size=256).image), (x, 0))
-    pair.save(folder / "pair.png")
+    for scene in range(2):
+        photo_of(0, scene).save(folder / f"anna_{scene}.png")
+    side_by_side(photo_of(0, 7), photo_of(1, 7)).save(folder / "pair.png")
     return folder
 
 

@@ -10,6 +10,7 @@ COMMANDS = {
     "generate": "write a person's LoRA from photos",
     "portrait": "paint a person from photos, without ComfyUI",
     "download": "fetch weights into a ComfyUI models folder",
+    "train": "train the demo's models on drawn portraits",
     "doctor": "say what is installed, found and missing, and how to mend it",
 }
 

@@ -32,8 +32,8 @@ from .face_networks import Detector, HalfSize, Landmarks, MeasuringRecognition, 
 PLAN = {
     "detector": ((1200, 1400), range(2000), 12),
     "landmarks": ((1200, 1800), range(2000), 12),
-    "recognition": ((1400,), range(2000), 12),
-    "measuring": ((1800,), range(500_000, 501_000), 12),
+    "recognition": ((1400, 800), range(2000), 12),
+    "measuring": ((800, 800), range(500_000, 501_000), 12),
 }
 FILES = {
     "detector": "det_demo.onnx",
@@ -43,7 +43,6 @@ FILES = {
 }
 OPSET = 17
 SAVE_EVERY = 250
-SMALL_CROWDS = 1250  # steps in which the detector sees mostly small pictures, which are cheap; the largest faces come later
 
 
 class Task(NamedTuple):
@@ -52,7 +51,7 @@ class Task(NamedTuple):
     network: nn.Module  # what is exported
     module: nn.Module  # what is trained: the network and the parts that only training needs
     rate: float  # the highest learning rate
-    loss_of: Callable[[int], dict[str, torch.Tensor]]  # the loss' terms, from the step's number alone
+    loss_of: Callable[[int, int], dict[str, torch.Tensor]]  # the loss' terms, from the step and the round alone
 
 
 class Trainer:
@@ -84,16 +83,10 @@ class Trainer:
         with written_aside(self.path) as aside:
             torch.save({**state, "done": self.done, "rounds": list(self.rounds)}, aside)
 
-    def rate(self, step: int) -> float:
-        """The learning rate at a step: each round starts a little lower than the one before."""
-        start = 0
-        for number, length in enumerate(self.rounds):
-            if step < start + length:
-                at = (step - start) / length
-                peak = self.task.rate * 0.7**number
-                return peak * min(1.0, (at + 1e-3) / 0.1) * 0.5 * (1 + math.cos(math.pi * max(0.0, at - 0.1) / 0.9))
-            start += length
-        return 0.0
+    def place(self, step: int) -> tuple[int, float]:
+        """The round that a step belongs to, and how far it is in it, in 0..1."""
+        number = int(np.searchsorted(np.cumsum(self.rounds), step, "right"))
+        return number, (step - sum(self.rounds[:number])) / self.rounds[number]
 
     def run(self, until: int) -> None:
         """Train up to a step with a progress bar; whatever stops it, the checkpoint is saved."""
@@ -102,9 +95,11 @@ class Trainer:
         bar = tqdm(total=until, initial=self.done, desc=f"{self.name:<11}", unit="step", mininterval=2)
         try:
             while self.done < until:
+                number, at = self.place(self.done)
                 for group in self.optimizer.param_groups:
-                    group["lr"] = self.rate(self.done)
-                losses = self.task.loss_of(self.done)
+                    decay = 0.5 * (1 + math.cos(math.pi * max(0.0, at - 0.1) / 0.9))
+                    group["lr"] = self.task.rate * 0.7**number * min(1.0, (at + 1e-3) / 0.1) * decay
+                losses = self.task.loss_of(self.done, number)
                 self.optimizer.zero_grad()
                 sum(losses.values()).backward()
                 nn.utils.clip_grad_norm_(self.module.parameters(), 5.0)
@@ -138,6 +133,16 @@ def jittered(x: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     return (x + noise * torch.from_numpy(rng.uniform(0, 0.06, (n, 1, 1, 1))).float()).clamp(-1, 1)
 
 
+def shaken(x: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """Aligned faces [n, 3, h, w] under the alignment errors that a small detector makes: shift, scale, turn."""
+    n = len(x)
+    scale, turn, shift = rng.normal(1, 0.06, n), rng.normal(0, 0.05, n), rng.normal(0, 0.05, (2, n))
+    rows = [scale * np.cos(turn), -scale * np.sin(turn), shift[0], scale * np.sin(turn), scale * np.cos(turn), shift[1]]
+    matrices = torch.from_numpy(np.stack(rows, 1).astype(np.float32)).view(n, 2, 3)
+    grid = functional.affine_grid(matrices, list(x.shape), align_corners=False)
+    return functional.grid_sample(x, grid, padding_mode="border", align_corners=False)
+
+
 class Margin(nn.Module):
     """CosFace's classifier (arXiv 1801.09414): the cosine to the own class must win by a margin, which grows in."""
 
@@ -153,7 +158,10 @@ class Margin(nn.Module):
 
 
 def recognition_task(name: str, faces: Path, seed: int, batch: int = 64, operations=nn) -> Task:
-    """Recognition by the margin loss; the pack's own network also learns to tell the traits, the measuring one doesn't."""
+    """Recognition by the margin loss, with rough alignments after the first round.
+
+    The pack's own network also learns to tell the traits; the measuring one doesn't.
+    """
     data = load_cache(faces)
     images, people = data["aligned"], np.asarray(data["person"])
     labels = torch.from_numpy(people - people.min())
@@ -163,12 +171,15 @@ def recognition_task(name: str, faces: Path, seed: int, batch: int = 64, operati
     module = nn.ModuleDict({"network": network, "margin": Margin(width, len(known))})
     if name == "recognition":
         # told from the direction alone, the part of an embedding that its users keep
-        module["traits"] = nn.Sequential(operations.Linear(width, 256), nn.ReLU(), operations.Linear(256, known.shape[1]))
+        module["traits"] = nn.Sequential(
+            operations.Linear(width, 256), nn.ReLU(), operations.Linear(256, known.shape[1])
+        )
 
-    def loss_of(step: int) -> dict[str, torch.Tensor]:
+    def loss_of(step: int, number: int) -> dict[str, torch.Tensor]:
         rng = np.random.default_rng([seed, step])
         pick = np.sort(rng.integers(len(images), size=batch))
-        embeddings = network(jittered(pixels(images[pick], 127.5), rng))
+        x = pixels(images[pick], 127.5)
+        embeddings = network(jittered(shaken(x, rng) if number else x, rng))
         losses = {"margin": module["margin"](embeddings, labels[pick], min(1.0, step / 500))}
         if name == "recognition":
             guess = module["traits"](functional.normalize(embeddings) * 8)
@@ -184,7 +195,7 @@ def landmarks_task(faces: Path, seed: int, batch: int = 64) -> Task:
     images, points = data["cropped"], data["points"]
     network = Landmarks()
 
-    def loss_of(step: int) -> dict[str, torch.Tensor]:
+    def loss_of(step: int, _: int) -> dict[str, torch.Tensor]:
         rng = np.random.default_rng([seed, step])
         pick = np.sort(rng.integers(len(images), size=batch))
         off = network(jittered(pixels(images[pick], 128.0), rng)) - torch.from_numpy(points[pick])
@@ -194,14 +205,17 @@ def landmarks_task(faces: Path, seed: int, batch: int = 64) -> Task:
 
 
 def detector_task(faces: Path, seed: int, batch: int = 12) -> Task:
-    """Scores by the focal loss (arXiv 1708.02002), boxes and points by their distance where a face is."""
+    """Scores by the focal loss (arXiv 1708.02002), boxes and points by their distance where a face is.
+
+    The first round sees mostly small pictures, which are cheap; the largest faces come after it.
+    """
     data = load_cache(faces)
     portraits, truths = data["portrait"], data["truth"]
     network = Detector()
 
-    def loss_of(step: int) -> dict[str, torch.Tensor]:
+    def loss_of(step: int, number: int) -> dict[str, torch.Tensor]:
         rng = np.random.default_rng([seed, step])
-        early = step < SMALL_CROWDS
+        early = number == 0
         side = int(rng.choice([256, 320, 384, 640], p=[0.35, 0.35, 0.2, 0.1] if early else [0.1, 0.3, 0.25, 0.35]))
         crowds = [crowd(rng, portraits, truths, side) for _ in range(max(3, round(batch * (320 / side) ** 2)))]
         wanted = [
@@ -212,12 +226,12 @@ def detector_task(faces: Path, seed: int, batch: int = 12) -> Task:
         x = jittered(pixels(np.stack([c.image for c in crowds]), 128.0), rng)
         said = torch.cat([level.flatten(0, 3) for level in network.raw(x)])
         counts, faces = wanted[:, 0] >= 0, wanted[:, 0] == 1
-        number = faces.sum().clamp(min=1)
+        found = faces.sum().clamp(min=1)
         right = torch.sigmoid(torch.where(faces, said[:, 0], -said[:, 0]))
         focal = -((1 - right) ** 2) * torch.log(right.clamp(min=1e-6))
         # at first misses cost more than false alarms, or the few faces would drown in the clutter
-        score = (focal * counts * torch.where(faces, 3.0 if early else 1.0, 1.0)).sum() / number
-        off = functional.smooth_l1_loss(said[faces, 1:], wanted[faces, 1:], beta=0.02, reduction="sum") / number
+        score = (focal * counts * torch.where(faces, 3.0 if early else 1.0, 1.0)).sum() / found
+        off = functional.smooth_l1_loss(said[faces, 1:], wanted[faces, 1:], beta=0.02, reduction="sum") / found
         return {"score": score, "place": off}
 
     return Task(network, network, 2e-3, loss_of)

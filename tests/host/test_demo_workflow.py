@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from graphs import demo, nodes_of, person
+from graphs import demo, nodes_of
+from people import photo_of
 from PIL import Image
 
 IDS = {
@@ -14,12 +15,12 @@ IDS = {
 
 @pytest.fixture(scope="session")
 def anna(server):
-    return server.upload(person(0), "anna.png")
+    return server.upload(photo_of(0), "anna.png")
 
 
 @pytest.fixture(scope="session")
 def ben(server):
-    return server.upload(person(1), "ben.png")
+    return server.upload(photo_of(1), "ben.png")
 
 
 def test_every_node_is_there(server):
@@ -39,7 +40,7 @@ def test_two_people_in_turn_leave_nothing_of_each_other(server, anna, ben):
     fresh = server.run(demo(ben)).picture()
     other = server.run(demo(anna)).picture()
     # the same photo under another name: nothing of it is cached, everything runs again after Anna
-    again = server.run(demo(server.upload(person(1), "ben_again.png")))
+    again = server.run(demo(server.upload(photo_of(1), "ben_again.png")))
     assert "7" not in again.cached
     assert np.array_equal(again.picture(), fresh)
     assert not np.array_equal(other, fresh)
@@ -91,7 +92,7 @@ def test_portrait_node_equals_the_chain(server, anna):
     assert np.array_equal(server.run(short).picture(), server.run(chain).picture())
 
 
-def test_saved_and_loaded_identity_paints_the_same_person(server, anna):
+def test_saved_and_loaded_identity_paints_the_same_photo_of(server, anna):
     chain = demo(anna)
     chain["30"] = {
         "class_type": "HyperLoRASaveIdentity",
@@ -127,7 +128,7 @@ def test_several_photos_and_the_report(server, anna):
     chain = demo(anna)
     chain["31"] = {
         "class_type": "LoadImage",
-        "inputs": {"image": server.upload(person(0, scene=5, size=192), "anna_2.png")},
+        "inputs": {"image": server.upload(photo_of(0, scene=5, size=192), "anna_2.png")},
     }
     chain["5"]["inputs"] |= {"photos_2": ["31", 0]}
     chain["32"] = {"class_type": "PreviewAny", "inputs": {"source": ["5", 2]}}
@@ -154,8 +155,8 @@ def test_extra_model_paths(server, anna):
 
 def test_detect_faces(server, anna):
     wide = Image.new("RGB", (512, 256), (120, 140, 160))
-    wide.paste(person(0), (0, 0))
-    wide.paste(person(1), (256, 0))
+    wide.paste(photo_of(0), (0, 0))
+    wide.paste(photo_of(1), (256, 0))
     graph = {i: n for i, n in demo(server.upload(wide, "two.png")).items() if i in ("3", "4")}
     graph["40"] = {
         "class_type": "HyperLoRADetectFaces",

@@ -4,14 +4,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from graphs import demo, nodes_of, person
+from graphs import demo, nodes_of
+from people import photo_of
 
 WEIGHT = 0.8
 
 
 @pytest.fixture(scope="session")
 def anna(server):
-    return server.upload(person(0), "anna.png")
+    return server.upload(photo_of(0), "anna.png")
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,92 @@
+"""hyperlora train: one stage of training, stopped and resumed at will."""
+
+import dataclasses
+import importlib
+import os
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from ..errors import HyperLoRAError
+from ..train.config import config_path, load_config
+
+# stage: its module in hyperlora_core.train and its folder in --out
+STAGES = {"demo-data": ("data", "data"), "demo-vae": ("demo_vae", "vae"), "demo-clip": ("demo_clip", "clip"),
+          "demo-unet": ("demo_unet", "unet")}  # fmt: skip
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("stage", choices=list(STAGES), help="in this order; docs/training.md tells what each does")
+    parser.add_argument(
+        "--config", metavar="FILE", help="a TOML file, or a shipped config: gpu, cpu (default: as the device)"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("outputs/train"),
+        metavar="FOLDER",
+        help="where all stages keep their work (default: %(default)s)",
+    )
+    parser.add_argument("--steps", type=int, metavar="N", help="steps in all, instead of the config's")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: %(default)s)")
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: PyTorch's choice)")
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count(), metavar="N", help="processes that draw (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--export", type=Path, metavar="FOLDER", help="don't train: write the trained model into this models/demo folder"
+    )
+
+
+def run(arguments: Namespace) -> int:
+    """Run the command."""
+    module_name, folder = STAGES[arguments.stage]
+    module = importlib.import_module(f"...train.{module_name}", __name__)
+    folder = arguments.out / folder
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    device = arguments.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    path = config_path(arguments.stage, arguments.config, device)
+    if arguments.stage == "demo-data":
+        return _draw(module, load_config(path, module.DataConfig), folder, arguments.workers)
+    config = load_config(path, module.Config)
+    if arguments.export:
+        print(module.export(config, arguments.out, arguments.export))
+        return 0
+    if arguments.steps is not None:
+        if arguments.steps < 1:
+            raise HyperLoRAError(f"--steps {arguments.steps} trains nothing. Give 1 or more.")
+        config = dataclasses.replace(config, loop=dataclasses.replace(config.loop, steps=arguments.steps))
+    return _train(module.make_task(config, arguments.out), config, folder, device, arguments)
+
+
+def _draw(module: "object", config: "object", folder: Path, workers: int) -> int:
+    with tqdm(total=config.people, desc="portraits", unit="person", disable=None) as bar:
+        module.draw_data(folder, config, workers, lambda done, _total: bar.update(done - bar.n))
+    print(f"{config.people * config.scenes} portraits of {config.people} people in {folder}")
+    return 0
+
+
+def _train(task: "object", config: "object", folder: Path, device: str, arguments: Namespace) -> int:
+    from ..train.loop import train
+
+    with tqdm(total=config.loop.steps, desc=arguments.stage, unit="step", disable=None) as bar:
+
+        def progress(step: int, _steps: int, losses: dict[str, float]) -> None:
+            if bar.n == 0:
+                bar.initial = bar.last_print_n = bar.n = max(0, step - 10)  # resumed: the ETA counts new steps only
+            bar.set_postfix({name: f"{value:.4f}" for name, value in losses.items()}, refresh=False)
+            bar.update(step - bar.n)
+
+        reached = train(task, config, folder, device, arguments.resume, progress)
+    if reached < config.loop.steps:
+        print(f"Stopped at step {reached} of {config.loop.steps}. Go on with: --resume")
+        return 130
+    print(f"{reached} steps done: {folder}")
+    return 0

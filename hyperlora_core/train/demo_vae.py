@@ -1,0 +1,105 @@
+"""The demo's autoencoder: TAESD's form (8x, 4 channels), trained on crops of the drawn portraits.
+
+There is no larger autoencoder to learn from, as TAESD has: it learns from pictures alone, by their pixels and edges.
+Its latents get deviation 1 and stay readable under a little noise, because a diffusion model will write them.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..demo import sdxl
+from .config import LoopConfig
+from .data import SIZE, Data, pictures_from_model, pictures_to_model
+from .loop import CHECKPOINT, Draw, load_trained
+from .sheets import sheet
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """The autoencoder's own numbers."""
+
+    crop: int  # pixels along a training crop's side
+    latent_noise: float  # deviation of what is added to the latents before they are decoded
+    edge_weight: float
+    moment_weight: float  # of the latents' distance from mean 0 and deviation 1
+
+
+@dataclass(frozen=True)
+class Config:
+    loop: LoopConfig
+    vae: VAEConfig
+
+
+class Reconstruction(nn.Module):
+    """Reconstruct pictures [n, 3, h, w] from noisy latents."""
+
+    def __init__(self, config: VAEConfig):
+        super().__init__()
+        self.config = config
+        self.vae = sdxl.random_models(sdxl.DEMO)["vae"]
+
+    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
+        latents = self.vae.encode(pictures).latents
+        decoded = self.vae.decode(latents + self.config.latent_noise * torch.randn_like(latents)).sample.float()
+        latents = latents.float()
+        mean, deviation = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
+        return {
+            "pixels": functional.l1_loss(decoded, pictures),
+            "edges": self.config.edge_weight * edge_loss(decoded, pictures),
+            "moments": self.config.moment_weight * (mean.square() + (deviation - 1).square()).mean(),
+        }
+
+
+def edge_loss(one: Tensor, other: Tensor, scales: int = 3) -> Tensor:
+    """Mean distance of the horizontal and vertical differences of two pictures, at full, half, quarter size."""
+    total = one.new_zeros(())
+    for _ in range(scales):
+        for dim in (-1, -2):
+            total = total + functional.l1_loss(one.diff(dim=dim), other.diff(dim=dim))
+        one, other = functional.avg_pool2d(one, 2), functional.avg_pool2d(other, 2)
+    return total / (2 * scales)
+
+
+class VAETask:
+    """Random crops of all training portraits, half of them mirrored."""
+
+    def __init__(self, config: Config, data: Data):
+        self.config, self.data = config, data
+        self.module = Reconstruction(config.vae)
+
+    def batch(self, draw: Draw) -> dict[str, Tensor]:
+        side = self.config.vae.crop
+        crops = np.empty((draw.batch, side, side, 3), np.uint8)
+        for i, row in enumerate(draw.rng.integers(len(self.data), size=draw.batch)):
+            top, left = draw.rng.integers(SIZE - side + 1, size=2)
+            crop = self.data.images[row, top : top + side, left : left + side]
+            crops[i] = crop[:, ::-1] if draw.rng.random() < 0.5 else crop
+        return {"pictures": pictures_to_model(crops, draw.device)}
+
+    def sheet(self) -> Image.Image:
+        """Portraits above their reconstructions."""
+        rows = np.linspace(0, len(self.data) - 1, 16).astype(int)
+        pictures = self.data.images[rows]
+        vae = self.module.vae
+        decoded = vae.decode(vae.encode(pictures_to_model(pictures, vae.device)).latents).sample
+        again = pictures_from_model(decoded)
+        return sheet([pictures[:8], again[:8], pictures[8:], again[8:]])
+
+
+def make_task(config: Config, root: Path) -> VAETask:
+    """The task on the portraits in `root`/data."""
+    return VAETask(config, Data(root / "data"))
+
+
+def export(config: Config, root: Path, models: Path) -> Path:
+    """Write the trained autoencoder into the demo's folder `models`; returns the file."""
+    module = load_trained(Reconstruction(config.vae), root / "vae" / CHECKPOINT)
+    folder = models / "sdxl"
+    sdxl.save_models(folder, sdxl.DEMO, {"vae": module.vae})
+    return folder / "vae" / sdxl.WEIGHT_FILES["vae"]

@@ -1,0 +1,294 @@
+"""The training loop that everything here shares, on accelerate: one CPU process, one GPU, or several by
+`accelerate launch`.
+
+All randomness of a step comes from (seed, step, part, process), so a run that is killed and resumed from its checkpoint
+goes through the same numbers as one that never stopped.
+"""
+
+import csv
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from .. import packages
+from ..errors import HyperLoRAError
+from ..files import written_aside
+from .config import LoopConfig, check_same, flat
+from .curves import draw_curves
+
+PURPOSE = "Training"
+CHECKPOINT, LOSSES, CURVES, SAMPLES = "checkpoint.pt", "losses.csv", "losses.png", "samples"
+ROWS_EVERY = 10  # steps whose mean is one row of losses.csv
+
+Progress = Callable[[int, int, dict[str, float]], None]
+
+
+class Draw(NamedTuple):
+    """One batch's source of randomness; torch's global generator is seeded alike."""
+
+    rng: np.random.Generator
+    batch: int
+    device: torch.device
+
+
+class Task(Protocol):
+    """What is trained. `module(**batch)` gives the loss' terms as scalars; their sum is minimised.
+
+    Parameters that don't require a gradient are neither trained nor saved.
+    """
+
+    module: nn.Module
+
+    def batch(self, draw: Draw) -> dict[str, Tensor]:
+        """The next batch, on `draw.device`."""
+
+    def sheet(self) -> Image.Image | None:
+        """Samples to look at, from `module` as it is (the loop has put the moving average into it)."""
+
+
+class Config(Protocol):
+    loop: LoopConfig
+
+
+def train(
+    task: Task,
+    config: Config,
+    folder: str | Path,
+    device: str = "auto",
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> int:
+    """Train `task.module` up to `config.loop.steps` steps; return the step that was reached.
+
+    `folder` gets checkpoint.pt, losses.csv, losses.png and samples/. Ctrl-C (or SIGTERM) ends the step in hand, writes
+    the checkpoint and returns. `progress(step, steps, mean losses)` may raise to stop; that loses the steps since the
+    last checkpoint. Raises HyperLoRAError when `folder` holds a checkpoint and not `resume`, when it comes from another
+    config, or when a loss is not finite.
+    """
+    return _Run(task, config, Path(folder), device, resume).train(progress)
+
+
+def make_accelerator(loop: LoopConfig, device: str) -> Any:
+    """accelerate's Accelerator for a config; `device`: auto, cpu, cuda, mps."""
+    accelerate = packages.require("accelerate", PURPOSE)
+    if device not in ("auto", "cpu") and not getattr(torch, device.partition(":")[0]).is_available():
+        raise HyperLoRAError(f"Training was asked for on {device}, which PyTorch doesn't find here. Use --device auto.")
+    return accelerate.Accelerator(
+        cpu=device == "cpu", mixed_precision=loop.precision, gradient_accumulation_steps=loop.accumulation
+    )
+
+
+def rate_at(loop: LoopConfig, step: int) -> float:
+    """The learning rate of step 0, 1, ...: linear warm-up, level, cosine cool-down over the last steps."""
+    up = min(1.0, (step + 1) / max(1, loop.warmup))
+    left = min(1.0, (loop.steps - step) / max(1, loop.cooldown))
+    return loop.rate * up * 0.5 * (1 - math.cos(math.pi * left))
+
+
+class _Run:
+    def __init__(self, task: Task, config: Config, folder: Path, device: str, resume: bool):
+        packages.require("matplotlib", "Drawing the loss curves")
+        training_utils = packages.require("diffusers.training_utils", PURPOSE)
+        self.task, self.config, self.loop, self.folder = task, config, config.loop, folder
+        self.checkpoint = folder / CHECKPOINT
+        self.accelerator = make_accelerator(self.loop, device)
+        self.module = task.module.to(self.accelerator.device)
+        if self.loop.channels_last:
+            self.module.to(memory_format=torch.channels_last)
+        self.trained = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
+        optimizer = torch.optim.AdamW(
+            [
+                {"params": [p for p in self.trained.values() if p.ndim > 1], "weight_decay": self.loop.weight_decay},
+                {"params": [p for p in self.trained.values() if p.ndim <= 1], "weight_decay": 0.0},
+            ],
+            lr=self.loop.rate,
+        )
+        self.ema = None
+        if self.loop.ema_decay:
+            self.ema = training_utils.EMAModel(
+                self.trained.values(), self.loop.ema_decay, use_ema_warmup=True, power=0.75, foreach=True
+            )
+        self.wrapped, self.optimizer = self.accelerator.prepare(self.module, optimizer)
+        self.step = 0
+        self.rows: list[dict[str, float]] = []
+        if self.checkpoint.exists():
+            if not resume:
+                raise HyperLoRAError(
+                    f"{folder} holds a training already: go on with it (--resume) or choose another folder (--out)."
+                )
+            self._load()
+
+    def train(self, progress: Progress | None) -> int:
+        loop, main = self.loop, self.accelerator.is_main_process
+        recent: list[dict[str, Tensor]] = []
+        started = time.monotonic()
+        self.module.train()
+        with _stop_signals() as stopped:
+            while self.step < loop.steps:
+                recent.append(self._one_step())
+                self.step += 1
+                if stopped():
+                    self.accelerator.set_trigger()
+                ending = self.accelerator.check_trigger()  # any process' signal ends all
+                last = ending or self.step == loop.steps
+                if self.step % ROWS_EVERY == 0 or last:
+                    means = self._mean_losses(recent)
+                    seconds = (time.monotonic() - started) / len(recent)
+                    self.rows.append({"step": self.step, **means, "rate": rate_at(loop, self.step - 1), "s": seconds})
+                    recent, started = [], time.monotonic()
+                    if progress is not None and main:
+                        progress(self.step, loop.steps, means)
+                if main and (self.step % loop.save_every == 0 or last):
+                    self._save()
+                if main and (self.step % loop.sample_every == 0 or self.step == loop.steps):
+                    self._save_sheet()
+                    started = time.monotonic()
+                if ending:
+                    break
+        return self.step
+
+    def _one_step(self) -> dict[str, Tensor]:
+        rate = rate_at(self.loop, self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        sums: dict[str, Tensor] = {}
+        for part in range(self.loop.accumulation):
+            source = np.random.SeedSequence([self.loop.seed, self.step, part, self.accelerator.process_index])
+            torch.manual_seed(int(source.generate_state(1, np.uint64)[0] >> np.uint64(1)))
+            draw = Draw(np.random.default_rng(source), self.loop.batch, self.accelerator.device)
+            with self.accelerator.accumulate(self.wrapped):
+                with self.accelerator.autocast():
+                    losses = self.wrapped(**self.task.batch(draw))
+                self.accelerator.backward(sum(losses.values()))
+                if self.accelerator.sync_gradients:
+                    self.accelerator.clip_grad_norm_(self.trained.values(), self.loop.clip_norm)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            for name, loss in losses.items():
+                sums[name] = sums.get(name, 0) + loss.detach() / self.loop.accumulation
+        if self.ema is not None:
+            self.ema.step(self.trained.values())
+        return sums
+
+    def _mean_losses(self, recent: list[dict[str, Tensor]]) -> dict[str, float]:
+        names = list(recent[0])
+        stacked = torch.stack([torch.stack([losses[name].float() for name in names]) for losses in recent])
+        means = dict(zip(names, self.accelerator.reduce(stacked.mean(0), "mean").tolist(), strict=True))
+        wrong = [name for name, value in means.items() if not math.isfinite(value)]
+        if wrong:
+            raise HyperLoRAError(
+                f"The loss '{wrong[0]}' is no number any more by step {self.step}; {self.checkpoint} holds the last good "
+                "state. Resume it with a lower rate or another precision."
+            )
+        return means
+
+    def _save(self) -> None:
+        state = {
+            "config": json.dumps(flat(self.config)),
+            "step": self.step,
+            "module": {name: p.detach() for name, p in self.trained.items()},
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema.state_dict() if self.ema is not None else None,
+            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None,
+        }
+        with written_aside(self.checkpoint) as aside:
+            try:
+                torch.save(state, aside)
+            except RuntimeError as error:  # how torch reports a full disk
+                raise OSError(str(error)) from error
+        with written_aside(self.folder / LOSSES) as aside, aside.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(self.rows[-1]))
+            writer.writeheader()
+            writer.writerows(self.rows)
+        draw_curves(self.rows, self.folder / CURVES)
+
+    def _load(self) -> None:
+        state = read_checkpoint(self.checkpoint)
+        check_same(json.loads(state["config"]), self.config, self.checkpoint)
+        if {name: value.shape for name, value in state["module"].items()} != {n: p.shape for n, p in self.trained.items()}:
+            raise HyperLoRAError(f"{self.checkpoint} holds another network than this version trains. Start a new folder.")
+        with torch.no_grad():
+            for name, value in state["module"].items():
+                self.trained[name].copy_(value)
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.ema is not None and state["ema"] is not None:
+            self.ema.load_state_dict(state["ema"])
+            self.ema.to(self.accelerator.device)
+        if self.accelerator.scaler is not None and state["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.step = state["step"]
+        if (self.folder / LOSSES).exists():
+            with (self.folder / LOSSES).open(newline="", encoding="utf-8") as file:
+                rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+            self.rows = [row for row in rows if row["step"] <= self.step]
+
+    def _save_sheet(self) -> None:
+        if self.ema is not None:
+            self.ema.store(self.trained.values())
+            self.ema.copy_to(self.trained.values())
+        self.module.eval()
+        with torch.no_grad():
+            sheet = self.task.sheet()
+        self.module.train()
+        if self.ema is not None:
+            self.ema.restore(self.trained.values())
+        if sheet is not None:
+            with written_aside(self.folder / SAMPLES / f"{self.step:06}.png") as aside:
+                sheet.save(aside, format="PNG")
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read checkpoint.pt as it is. Raises HyperLoRAError when it isn't there or is damaged."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise HyperLoRAError(f"There is no {path}: train that model first.") from error
+    except (OSError, RuntimeError, EOFError, ValueError) as error:
+        raise HyperLoRAError(f"{path} can't be read as a checkpoint: delete it and train again.") from error
+
+
+def load_trained(module: nn.Module, path: Path) -> nn.Module:
+    """Put the trained weights of a checkpoint, their moving average where there is one, into `module`; returns it."""
+    state = read_checkpoint(path)
+    names = list(state["module"])
+    values = state["ema"]["shadow_params"] if state["ema"] is not None else state["module"].values()
+    missing = module.load_state_dict(dict(zip(names, values, strict=True)), strict=False)
+    trained = {name for name, p in module.named_parameters() if p.requires_grad}
+    if missing.unexpected_keys or trained & set(missing.missing_keys):
+        raise HyperLoRAError(f"{path} holds another network than this version trains. Train it again.")
+    return module
+
+
+@contextmanager
+def _stop_signals() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C and SIGTERM ask to stop; a second one stops at once. Yields whether one came."""
+    came = False
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        nonlocal came
+        if came:
+            raise KeyboardInterrupt
+        came = True
+
+    before = {}
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, ask)
+    except ValueError:  # not in the main thread: whoever runs this thread stops it by `progress`
+        before.clear()
+    try:
+        yield lambda: came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
