@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from .errors import HyperLoRAError
+from .errors import HyperLoRAError, cli
 from .files import write_tensors, written_aside
 from .hyperlora import PROJECTIONS, VECTORS_PER_MODULE, Basis, HyperLoRA
 from .resampler import HEAD_SIZE, IDProjector, Resampler, ResamplerConfig
@@ -127,7 +127,7 @@ def find_parts(path: Path) -> Source:
     if path.is_dir():
         return _find_in_folder(path)
     if not path.exists():
-        raise HyperLoRAError(f"{path} doesn't exist. Choose a HyperLoRA folder, or run: hyperlora download")
+        raise HyperLoRAError(f"{path} doesn't exist. Choose a HyperLoRA folder, or run: {cli('download')}")
     if path.stem in PARTS and path.suffix in (".safetensors", ".json"):
         raise HyperLoRAError(f"{path} is one part of a HyperLoRA checkpoint: choose its folder, {path.parent}.")
     header = check_safetensors(path)
@@ -153,7 +153,7 @@ def _find_in_folder(folder: Path) -> Source:
     listing = folder / f"{MODULES}.json"
     if not listing.exists():
         deeper = sorted(p.parent for p in folder.glob(f"*/{MODULES}.json"))
-        remedy = f"It is one level deeper: choose {deeper[0]}." if deeper else "Run: hyperlora download"
+        remedy = f"It is one level deeper: choose {deeper[0]}." if deeper else f"Run: {cli('download')}"
         raise HyperLoRAError(f"{folder} is not a HyperLoRA checkpoint: it has no {MODULES}.json. {remedy}")
     try:
         text = listing.read_text(encoding="utf-8")
@@ -165,9 +165,7 @@ def _find_in_folder(folder: Path) -> Source:
         file = folder / f"{part}.safetensors"
         if not file.exists():
             if part in PARTS[:2]:
-                raise HyperLoRAError(
-                    f"{folder} has no {file.name}: the checkpoint isn't whole. Run: hyperlora download"
-                )
+                raise HyperLoRAError(f"{folder} has no {file.name}: the checkpoint isn't whole. Run: {cli('download')}")
             continue
         header = check_safetensors(file)
         source.files[part] = (file, "")
@@ -233,7 +231,7 @@ def _check_consistency(source: Source) -> None:
     if two_conditions and "id_projector" not in source.files:
         raise HyperLoRAError(
             f"{source.path} has no id_projector.safetensors, but its resampler reads two conditions: "
-            "the checkpoint isn't whole. Run: hyperlora download"
+            f"the checkpoint isn't whole. Run: {cli('download')}"
         )
     if "id_projector" in source.files:
         shapes = source.shapes["id_projector"]

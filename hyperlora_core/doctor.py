@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 from . import folders
 from .catalog import FIRST_PICTURE, CatalogItem, load_catalog, readable
-from .errors import HyperLoRAError
+from .errors import HyperLoRAError, cli
 
 OLDEST_PYTHON = (3, 10)
 OLDEST_COMFYUI = "0.25.0"
@@ -219,7 +219,7 @@ def _disk(models: Path, searched: list[Path]) -> Finding:
             needed += sum(file.approximate_size for file in item.files if not any(file.places(searched)))
     if free < needed:
         what = f"{readable(free)} free in {models}, {readable(needed)} are needed"
-        return Finding("fail", what, "free some space, or choose another disk: hyperlora download --models-folder DIR")
+        return Finding("fail", what, f"free some space, or choose another disk: {cli('download --models-folder DIR')}")
     return Finding("ok", f"{readable(free)} free in {models}")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .errors import HyperLoRAError
+from .errors import HyperLoRAError, cli
 from .face.analyzer import FaceAnalyzer
 from .face.prepare import base_picture, identity_picture
 from .hyperlora import HyperLoRA
@@ -45,7 +45,7 @@ class PhotoEncoder:
         if vision is None and hyper.clip_width is not None:
             raise HyperLoRAError(
                 f"{hyper.name} reads CLIP tokens, but there is no CLIP image tower: load OpenAI's CLIP ViT-L/14 "
-                "(run: hyperlora download clip-vision)."
+                f"(run: {cli('download clip-vision')})."
             )
         if vision is not None and hyper.clip_width not in (None, vision.width):
             raise HyperLoRAError(

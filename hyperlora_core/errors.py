@@ -1,4 +1,9 @@
-"""The one exception that users are meant to read."""
+"""The exceptions that users are meant to read, and the command that their sentences name."""
+
+import os
+import shutil
+import sys
+from pathlib import Path
 
 
 class HyperLoRAError(ValueError):
@@ -14,3 +19,13 @@ class NoFaceError(HyperLoRAError):
 
 class MissingPackageError(HyperLoRAError, ImportError):
     """An optional package that this step needs; the message holds the command that installs it."""
+
+
+def cli(arguments: str) -> str:
+    """The command line as it works here, to be pasted: a pack in custom_nodes has no installed `hyperlora`."""
+    if shutil.which("hyperlora"):
+        return f"hyperlora {arguments}"
+    script = Path(sys.executable).with_name("hyperlora.exe" if os.name == "nt" else "hyperlora")
+    if script.exists():
+        return f'"{script}" {arguments}' if " " in str(script) else f"{script} {arguments}"
+    return f'cd "{Path(__file__).parents[1]}" && "{sys.executable}" -m hyperlora_core {arguments}'

@@ -7,7 +7,7 @@ import torch
 from .catalog import CatalogFile, load_catalog, shipped_models
 from .checkpoint import load_hyperlora
 from .encode import PhotoEncoder
-from .errors import HyperLoRAError
+from .errors import HyperLoRAError, cli
 from .face.analyzer import FaceAnalyzer
 from .folders import models_folder, search_folders
 from .hyperlora import HyperLoRA
@@ -64,5 +64,5 @@ def find_file(item: str, models: str | Path | None) -> Path:
     file: CatalogFile = load_catalog()[item].files[0]
     found = file.find(folders)
     if found is None:
-        raise HyperLoRAError(f"{item} is not in {folders[0]} ({file.path}). Run: hyperlora download {item}")
+        raise HyperLoRAError(f"{item} is not in {folders[0]} ({file.path}). Run: {cli(f'download {item}')}")
     return found

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 
-from .errors import HyperLoRAError
+from .errors import HyperLoRAError, cli
 from .hyperlora import where_it_is
 from .packages import require
 from .weights_check import check_safetensors
@@ -140,7 +140,7 @@ def _layout(shapes: dict[str, tuple[int, ...]], path: Path) -> dict[str, Reader]
             return _open_clip(shapes, prefix, path)
     raise HyperLoRAError(
         f"{path} is not a CLIP image tower: it has no class embedding. "
-        "Choose OpenAI's CLIP ViT-L/14 (run: hyperlora download clip-vision)."
+        f"Choose OpenAI's CLIP ViT-L/14 (run: {cli('download clip-vision')})."
     )
 
 

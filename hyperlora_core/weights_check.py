@@ -5,9 +5,9 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
-from .errors import HyperLoRAError
+from .errors import HyperLoRAError, cli
 
-AGAIN = "Delete it and fetch it again with: hyperlora download"
+AGAIN = f"Delete it and fetch it again with: {cli('download')}"
 LFS_POINTER = b"version https://git-lfs"
 PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 # the limit of the safetensors format itself
@@ -87,7 +87,7 @@ def check_file(path: str | Path, size: int | None = None, kind: str | None = Non
 
 def _size_and_start(path: Path) -> tuple[int, bytes]:
     if not path.is_file():
-        raise HyperLoRAError(f"There is no file {path}. Fetch it with: hyperlora download")
+        raise HyperLoRAError(f"There is no file {path}. Fetch it with: {cli('download')}")
     try:
         with path.open("rb") as file:
             start = file.read(512)
@@ -108,7 +108,7 @@ def _what_instead(path: Path, start: bytes) -> str:
     if start.lstrip().startswith(b"<"):
         return f"{path} is a web page that was saved under the name of a weights file. {AGAIN}"
     if start.startswith(LFS_POINTER):
-        return f"{path} is a Git LFS pointer, not the weights. Run `git lfs pull` there, or: hyperlora download"
+        return f"{path} is a Git LFS pointer, not the weights. Run `git lfs pull` there, or: {cli('download')}"
     if start.startswith(PICKLE_STARTS):
         return (
             f"{path} holds pickled PyTorch weights, which can run code when they are opened, so they are refused. "

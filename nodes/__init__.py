@@ -4,7 +4,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from . import folders
 from .apply import HyperLoRAApply, HyperLoRASaveLoRA
-from .demo import HyperLoRALoadDemo
+from .demo import HyperLoRALoadDemo, offer_photo
 from .faces import HyperLoRADetectFaces, HyperLoRALoadFaceAnalysis
 from .generate import HyperLoRAGenerateLoRA, HyperLoRALoadModel
 from .identity import (
@@ -20,6 +20,7 @@ from .prompt import HyperLoRATriggerPrompt
 class HyperLoRAExtension(ComfyExtension):
     async def on_load(self) -> None:
         folders.register()
+        offer_photo()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [

@@ -1,10 +1,32 @@
 """The shipped demo checkpoint: a narrow SDXL that paints 128 px portraits on any laptop."""
 
+import logging
+import shutil
+from pathlib import Path
+
+import folder_paths
 from comfy_api.latest import io
 
+from ..hyperlora_core import HyperLoRAError
+from ..hyperlora_core.files import written_aside
 from . import folders
 from .demo_host import load_demo_checkpoint
 from .types import CATEGORY
+
+
+PHOTO = "hyperlora_demo_person.png"
+
+
+def offer_photo() -> None:
+    """Put the demo template's photo beside the host's own example.png, so that its first Run ends in a picture."""
+    target = Path(folder_paths.get_input_directory()) / PHOTO
+    if target.exists():
+        return
+    try:
+        with written_aside(target) as aside:
+            shutil.copyfile(Path(__file__).parents[1] / "workflows" / PHOTO, aside)
+    except HyperLoRAError as error:
+        logging.warning("The demo template has no photo to start with: %s", error)
 
 
 class HyperLoRALoadDemo(io.ComfyNode):

@@ -6,6 +6,7 @@ import folder_paths
 
 from ..hyperlora_core import HyperLoRAError
 from ..hyperlora_core.catalog import shipped_models
+from ..hyperlora_core.errors import cli
 from ..hyperlora_core.vision import is_clip_tower
 
 HYPER_LORA = "hyper_lora"
@@ -57,7 +58,7 @@ def checkpoint_path(name: str) -> Path:
     if not path:
         raise HyperLoRAError(
             f"There is no HyperLoRA checkpoint {name} in {', '.join(folder_paths.get_folder_paths(HYPER_LORA))}. "
-            "Choose another, or run: hyperlora download"
+            f"Choose another, or run: {cli('download')}"
         )
     return Path(path)
 
@@ -86,7 +87,7 @@ def find_clip_tower(width: int) -> Path:
             return path
     raise HyperLoRAError(
         f"No CLIP image tower with {width} channels lies in {', '.join(folder_paths.get_folder_paths(CLIP_VISION))}. "
-        "Put OpenAI's CLIP ViT-L/14 there (run: hyperlora download clip-vision)."
+        f"Put OpenAI's CLIP ViT-L/14 there (run: {cli('download clip-vision')})."
     )
 
 
@@ -112,7 +113,7 @@ def face_pack_path(name: str) -> Path:
             if folder.is_dir():
                 return folder
     raise HyperLoRAError(
-        f"There is no face pack {name} in {', '.join(f'{root}/models' for root in roots)}. Run: hyperlora download {name}"
+        f"There is no face pack {name} in {', '.join(f'{root}/models' for root in roots)}. Run: {cli(f'download {name}')}"
     )
 
 

@@ -45,10 +45,10 @@ def replaced(name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Calla
 HTML = "<!DOCTYPE html><html><body>404</body></html>"
 
 CHECKPOINTS = {
-    "modules missing": Case(lambda d: (d / MODULES).unlink(), (MODULES, "hyperlora download")),
-    "resampler missing": Case(lambda d: (d / RESAMPLER).unlink(), (RESAMPLER, "hyperlora download")),
+    "modules missing": Case(lambda d: (d / MODULES).unlink(), (MODULES, "download")),
+    "resampler missing": Case(lambda d: (d / RESAMPLER).unlink(), (RESAMPLER, "download")),
     "projector missing": Case(
-        lambda d: (d / "id_projector.safetensors").unlink(), ("id_projector", "hyperlora download")
+        lambda d: (d / "id_projector.safetensors").unlink(), ("id_projector", "download")
     ),
     "modules truncated": Case(lambda d: cut(d / MODULES), (MODULES, "incomplete")),
     "resampler truncated": Case(lambda d: cut(d / RESAMPLER), (RESAMPLER, "incomplete")),

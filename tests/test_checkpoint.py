@@ -39,7 +39,7 @@ def test_a_pickled_single_file(folder):
 def test_one_level_too_deep(folder):
     refuses(folder.parent, "one level deeper", str(folder))
     (folder.parent / "empty").mkdir()
-    refuses(folder.parent / "empty", "hyper_lora_modules.json", "hyperlora download")
+    refuses(folder.parent / "empty", "hyper_lora_modules.json", "download")
 
 
 def test_a_part_instead_of_its_folder(folder):

@@ -151,7 +151,7 @@ def test_other_mistakes(photos, tmp_path, capsys):
         (["--checkpoint", "demo", "--face-pack", str(tmp_path)], (str(tmp_path),)),
         (["--checkpoint", "demo", "--clip", photo], ("anna_0.png", "isn't a safetensors file")),
         (["--checkpoint", "demo", "--base-weight", "nan"], ("aren't numbers",)),
-        (["--models-folder", str(tmp_path)], ("fidelity is not in", "hyperlora download fidelity")),
+        (["--models-folder", str(tmp_path)], ("fidelity is not in", "download fidelity")),
     ):
         assert main(["generate", photo, *arguments, *out]) == 2, arguments
         assert_sentence(capsys.readouterr().err, words)

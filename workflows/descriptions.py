@@ -36,7 +36,6 @@ class Workflow:
     groups: list[Group]
     note: str
     note_size: tuple[int, int]
-    photo: str = "example.png"  # lies in the input folder of a new ComfyUI
 
 
 def item(name: str) -> dict:
@@ -62,12 +61,12 @@ def files_table(*names: str) -> str:
     return "\n".join(rows)
 
 
-def identity_nodes(checkpoint: str, face_pack: str) -> dict[str, Node]:
+def identity_nodes(checkpoint: str, face_pack: str, photo: str) -> dict[str, Node]:
     """Loaders, photo, identity, LoRA: alike in every workflow."""
     return {
         "hyperlora": Node("HyperLoRALoadModel", {"checkpoint": checkpoint}),
         "face_analysis": Node("HyperLoRALoadFaceAnalysis", {"face_pack": face_pack}),
-        "photo": Node("LoadImage", {"image": Workflow.photo}, extra_height=300, mine=True),
+        "photo": Node("LoadImage", {"image": photo}, extra_height=300, mine=True),
         "identity": Node(
             "HyperLoRAEncodeIdentity",
             links={
@@ -117,7 +116,7 @@ def portrait() -> Workflow:
         nodes={
             "checkpoint": Node("CheckpointLoaderSimple", {"ckpt_name": checkpoint}, models=["realvisxl"]),
             "clip_skip": Node("CLIPSetLastLayer", {"stop_at_clip_layer": -2}, {"clip": "checkpoint.CLIP"}),
-            **identity_nodes("sdxl_hyper_id_lora_v1_fidelity", "antelopev2"),
+            **identity_nodes("sdxl_hyper_id_lora_v1_fidelity", "antelopev2", "example.png"),  # every new ComfyUI has it
             "crops": Node("PreviewImage", links={"images": "identity.crops"}, extra_height=240),
             **picture_nodes(
                 model="checkpoint.MODEL",
@@ -174,7 +173,7 @@ def demo() -> Workflow:
     return Workflow(
         nodes={
             "demo": Node("HyperLoRALoadDemo"),
-            **identity_nodes(shipped, shipped),
+            **identity_nodes(shipped, shipped, "hyperlora_demo_person.png"),  # put there by the pack
             **picture_nodes(
                 model="demo.model",
                 clip="demo.clip",
@@ -195,12 +194,12 @@ def demo() -> Workflow:
         note=f"""## The same steps on small models, without any download
 
 The demo models know drawn people only. They come with this pack and need no graphics card.
+Except for the face networks they are not trained yet: the picture is noise that depends on the person.
 The green nodes are yours to change:
 
-1. **Load Image**: open [this drawn person](/api/workflow_templates/{PACK["name"]}/demo_person.png), save the picture,
-   and drop it here. Or take one from `outputs/demo/photos`, which `python -m hyperlora_core demo` writes.
+1. Press **Run**: the drawn person in **Load Image** comes with the pack.
 2. **Trigger Prompt**: write what the picture shows.
-3. Press **Run**.
+3. **Load Image**: drop another drawn person on it; `python -m hyperlora_core demo` writes three into `outputs/demo/photos`.
 
 Keep 128 x 128, and don't mix demo and real models: their LoRAs don't fit each other.
 

@@ -38,7 +38,10 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--workers", type=int, default=os.cpu_count(), metavar="N", help="processes that draw (default: %(default)s)"
     )
     parser.add_argument(
-        "--export", type=Path, metavar="FOLDER", help="don't train: write the trained model into this models/demo folder"
+        "--export",
+        type=Path,
+        metavar="FOLDER",
+        help="don't train: write the trained model into this models/demo folder",
     )
 
 
@@ -55,10 +58,10 @@ def run(arguments: Namespace) -> int:
     path = config_path(arguments.stage, arguments.config, device)
     if arguments.stage == "demo-data":
         return _draw(module, load_config(path, module.DataConfig), folder, arguments.workers)
-    config = load_config(path, module.Config)
     if arguments.export:
-        print(module.export(config, arguments.out, arguments.export))
+        print(module.export(arguments.out, arguments.export))
         return 0
+    config = load_config(path, module.Config)
     if arguments.steps is not None:
         if arguments.steps < 1:
             raise HyperLoRAError(f"--steps {arguments.steps} trains nothing. Give 1 or more.")

@@ -61,12 +61,11 @@ SDXL_BASE = SDXLSize(
     tiny_vae=False,
 )
 DEMO = SDXLSize(
-    channels=(64, 128, 192),
-    # attention pays at 8 x 8 (16 pixels a token); at 4 x 4 one layer is enough
-    depths=(1, 2, 1),
-    res_blocks=1,
+    channels=(64, 128, 128),  # ComfyUI wants multiples of the first
+    depths=(1, 1, 1),
+    res_blocks=2,
     head_width=32,
-    text=(TextSize(64, 4, 2, "quick_gelu"), TextSize(64, 4, 2, "gelu")),
+    text=(TextSize(32, 4, 2, "quick_gelu"), TextSize(64, 4, 2, "gelu")),
     latent_size=16,
     tiny_vae=True,
 )

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import HyperLoRAError
+from ..errors import HyperLoRAError, cli
 
 DETECTION, LANDMARKS, RECOGNITION = TASKS = ("detection", "landmark_2d_106", "recognition")
 
@@ -18,7 +18,7 @@ NETWORKS = {
     LANDMARKS: "the 106 landmarks (2d106det.onnx)",
     RECOGNITION: "face recognition (glintr100.onnx in antelopev2)",
 }
-REMEDY = "Run: hyperlora download antelopev2"
+REMEDY = f"Run: {cli('download antelopev2')}"
 
 # field numbers of onnx.proto
 _MODEL_GRAPH, _GRAPH_INITIALIZER, _GRAPH_INPUT, _GRAPH_OUTPUT = 7, 5, 11, 12

@@ -24,7 +24,7 @@ class LoopConfig:
     accumulation: int  # batches per step
     rate: float  # AdamW's learning rate between warm-up and cool-down
     warmup: int  # steps
-    cooldown: int  # last steps, over which the rate falls to nothing along a cosine
+    cooldown: float  # share of the steps, at the end, over which the rate falls to nothing along a cosine
     weight_decay: float  # of matrices and kernels only
     clip_norm: float
     ema_decay: float  # 0: no moving average
@@ -104,11 +104,25 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
     return values
 
 
+def from_flat(kind: type[Config], values: Mapping[str, Any], where: Path) -> Config:
+    """The inverse of `flat`. Raises HyperLoRAError when the values aren't `kind`'s."""
+    table: dict[str, Any] = {}
+    for key, value in values.items():
+        *sections, name = key.split(".")
+        inner = table
+        for section in sections:
+            inner = inner.setdefault(section, {})
+        inner[name] = value
+    return _filled(kind, table, str(where), "")
+
+
 def check_same(saved: Mapping[str, Any], config: Any, checkpoint: Path) -> None:
     """Raise HyperLoRAError when `checkpoint` was trained with other values than `config`'s; FREE ones may differ."""
     now = flat(config)
     other = [
-        key for key in sorted({*saved, *now}) if saved.get(key) != now.get(key) and key.removeprefix("loop.") not in FREE
+        key
+        for key in sorted({*saved, *now})
+        if saved.get(key) != now.get(key) and key.removeprefix("loop.") not in FREE
     ]
     if other:
         values = "; ".join(f"{key} was {saved.get(key)!r}, is {now.get(key)!r}" for key in other[:4])

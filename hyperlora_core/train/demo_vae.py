@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..demo import sdxl
+from ..demo import models, sdxl
 from .config import LoopConfig
 from .data import SIZE, Data, pictures_from_model, pictures_to_model
 from .loop import CHECKPOINT, Draw, load_trained
@@ -97,9 +97,12 @@ def make_task(config: Config, root: Path) -> VAETask:
     return VAETask(config, Data(root / "data"))
 
 
-def export(config: Config, root: Path, models: Path) -> Path:
-    """Write the trained autoencoder into the demo's folder `models`; returns the file."""
-    module = load_trained(Reconstruction(config.vae), root / "vae" / CHECKPOINT)
-    folder = models / "sdxl"
-    sdxl.save_models(folder, sdxl.DEMO, {"vae": module.vae})
-    return folder / "vae" / sdxl.WEIGHT_FILES["vae"]
+def trained(root: Path) -> nn.Module:
+    """The trained autoencoder, frozen."""
+    return load_trained(root / "vae" / CHECKPOINT, Config, lambda config: Reconstruction(config.vae)).vae
+
+
+def export(root: Path, folder: Path) -> Path:
+    """Write the trained autoencoder into the demo's folder; returns its file."""
+    sdxl.save_models(folder / models.SDXL_FOLDER, sdxl.DEMO, {"vae": trained(root)})
+    return folder / models.SDXL_FOLDER / "vae" / sdxl.WEIGHT_FILES["vae"]

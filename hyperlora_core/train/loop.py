@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from .. import packages
 from ..errors import HyperLoRAError
 from ..files import written_aside
-from .config import LoopConfig, check_same, flat
+from .config import LoopConfig, check_same, flat, from_flat
 from .curves import draw_curves
 
 PURPOSE = "Training"
@@ -92,7 +92,7 @@ def make_accelerator(loop: LoopConfig, device: str) -> Any:
 def rate_at(loop: LoopConfig, step: int) -> float:
     """The learning rate of step 0, 1, ...: linear warm-up, level, cosine cool-down over the last steps."""
     up = min(1.0, (step + 1) / max(1, loop.warmup))
-    left = min(1.0, (loop.steps - step) / max(1, loop.cooldown))
+    left = min(1.0, (loop.steps - step) / max(1, loop.cooldown * loop.steps))
     return loop.rate * up * 0.5 * (1 - math.cos(math.pi * left))
 
 
@@ -168,8 +168,7 @@ class _Run:
             torch.manual_seed(int(source.generate_state(1, np.uint64)[0] >> np.uint64(1)))
             draw = Draw(np.random.default_rng(source), self.loop.batch, self.accelerator.device)
             with self.accelerator.accumulate(self.wrapped):
-                with self.accelerator.autocast():
-                    losses = self.wrapped(**self.task.batch(draw))
+                losses = self.wrapped(**self.task.batch(draw))
                 self.accelerator.backward(sum(losses.values()))
                 if self.accelerator.sync_gradients:
                     self.accelerator.clip_grad_norm_(self.trained.values(), self.loop.clip_norm)
@@ -216,8 +215,7 @@ class _Run:
     def _load(self) -> None:
         state = read_checkpoint(self.checkpoint)
         check_same(json.loads(state["config"]), self.config, self.checkpoint)
-        if {name: value.shape for name, value in state["module"].items()} != {n: p.shape for n, p in self.trained.items()}:
-            raise HyperLoRAError(f"{self.checkpoint} holds another network than this version trains. Start a new folder.")
+        _check_shapes(state["module"], self.trained, self.checkpoint)
         with torch.no_grad():
             for name, value in state["module"].items():
                 self.trained[name].copy_(value)
@@ -258,16 +256,23 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise HyperLoRAError(f"{path} can't be read as a checkpoint: delete it and train again.") from error
 
 
-def load_trained(module: nn.Module, path: Path) -> nn.Module:
-    """Put the trained weights of a checkpoint, their moving average where there is one, into `module`; returns it."""
+def load_trained(path: Path, kind: type, build: Callable[[Any], nn.Module]) -> nn.Module:
+    """Build the module that a checkpoint is of, frozen, with the moving average of its weights where there is one.
+
+    `build(config)` makes it untrained from the checkpoint's own config, of the dataclass `kind`.
+    """
     state = read_checkpoint(path)
-    names = list(state["module"])
+    module = build(from_flat(kind, json.loads(state["config"]), path))
     values = state["ema"]["shadow_params"] if state["ema"] is not None else state["module"].values()
-    missing = module.load_state_dict(dict(zip(names, values, strict=True)), strict=False)
-    trained = {name for name, p in module.named_parameters() if p.requires_grad}
-    if missing.unexpected_keys or trained & set(missing.missing_keys):
-        raise HyperLoRAError(f"{path} holds another network than this version trains. Train it again.")
-    return module
+    given = dict(zip(state["module"], values, strict=True))
+    _check_shapes(given, {name: p for name, p in module.named_parameters() if p.requires_grad}, path)
+    module.load_state_dict(given, strict=False)
+    return module.eval().requires_grad_(False)
+
+
+def _check_shapes(given: dict[str, Tensor], wanted: dict[str, Tensor], path: Path) -> None:
+    if {name: value.shape for name, value in given.items()} != {name: value.shape for name, value in wanted.items()}:
+        raise HyperLoRAError(f"{path} holds another network than this version trains. Train into another folder.")
 
 
 @contextmanager

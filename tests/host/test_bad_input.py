@@ -57,7 +57,7 @@ def test_bad_checkpoint(server, models, name):
 
 def test_checkpoint_without_its_clip_tower(server, models, anna):
     graph = demo(anna, HyperLoRALoadModel={"checkpoint": "hyper_lora/small"})
-    fails(server, graph, "No CLIP image tower with 32 channels", "hyperlora download clip-vision")
+    fails(server, graph, "No CLIP image tower with 32 channels", "download clip-vision")
 
 
 def test_lora_for_another_model(server, models):

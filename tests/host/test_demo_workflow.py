@@ -75,21 +75,20 @@ def test_another_seed_reuses_the_identity(server, anna):
 
 
 def test_portrait_node_equals_the_chain(server, anna):
-    chain = demo(anna)
-    (apply,), (trigger,) = nodes_of(chain, "HyperLoRAApply"), nodes_of(chain, "HyperLoRATriggerPrompt")
-    (sampler,), (text, _) = nodes_of(chain, "KSampler"), nodes_of(chain, "CLIPTextEncode")
-    short = {i: n for i, n in chain.items() if i not in (apply, trigger, *nodes_of(chain, "HyperLoRAEncodeIdentity"))}
-    short = {i: n for i, n in short.items() if n["class_type"] != "HyperLoRAGenerateLoRA"}
+    short = demo(anna)
+    prompt = short["8"]["inputs"]["prompt"]
+    for replaced in ("5", "6", "7", "8"):
+        del short[replaced]
     short["20"] = {
         "class_type": "HyperLoRAPortrait",
         "inputs": {
             "hyperlora": ["2", 0], "face_analysis": ["3", 0], "model": ["1", 0], "photos": ["4", 0],
-            "prompt": chain[trigger]["inputs"]["prompt"], "weight": 0.8, "base_weight": 0.4,
+            "prompt": prompt, "weight": 0.8, "base_weight": 0.4,
         },
     }  # fmt: skip
-    short[sampler]["inputs"]["model"] = ["20", 0]
-    short[text]["inputs"]["text"] = ["20", 1]
-    assert np.array_equal(server.run(short).picture(), server.run(chain).picture())
+    short["12"]["inputs"]["model"] = ["20", 0]
+    short["9"]["inputs"]["text"] = ["20", 1]
+    assert np.array_equal(server.run(short).picture(), server.run(demo(anna)).picture())
 
 
 def test_saved_and_loaded_identity_paints_the_same_photo_of(server, anna):
@@ -138,9 +137,10 @@ def test_several_photos_and_the_report(server, anna):
     assert len(both.outputs["33"]["images"]) == 2
     assert both.picture("33").shape == (512, 512, 3)
     chain["5"]["inputs"]["photo_weights"] = "1, 0"
-    first_only = server.run(chain).picture("14")
-    assert np.array_equal(first_only, server.run(demo(anna)).picture())
-    assert not np.array_equal(first_only, both.picture("14"))
+    first_only = server.run(chain).picture("14").astype(int)
+    # a batch of two photos is rounded otherwise than one photo alone
+    assert np.abs(first_only - server.run(demo(anna)).picture()).mean() < 0.5
+    assert np.abs(first_only - both.picture("14")).mean() > 1
 
 
 def test_extra_model_paths(server, anna):

@@ -1,0 +1,106 @@
+"""Captions for the CLIP pair: what a scene's caption says, and what a person would say about the face.
+
+A diffusion model's captions leave the person out, so that HyperLoRA has something to add. CLIP's captions of the real
+world don't, and its tokens carry faces only because of that.
+"""
+
+import re
+
+import numpy as np
+
+from ..demo.portraits import Identity
+from ..demo.portraits.hair import STYLES
+
+SKINS = ("very dark", "dark", "brown", "tan", "light", "pale")
+EYES = ("dark brown", "brown", "hazel", "green", "blue", "gray")
+HAIR_COLOURS = ("black", "dark brown", "brown", "auburn", "ginger", "golden", "blond", "white", "gray", "blue", "pink")
+HAIR_STYLES = {
+    "bald": "bald head",
+    "cropped": "cropped {} hair",
+    "parted": "short parted {} hair",
+    "curly": "curly {} hair",
+    "bob": "{} bob with a fringe",
+    "long": "long {} hair",
+    "bun": "{} hair in a bun",
+    "spiky": "spiky {} hair",
+    "tails": "{} hair in two tails",
+    "wavy": "wavy {} hair",
+}
+# trait: (word below LOW, word above HIGH)
+FEATURES = {
+    "face_width": ("narrow face", "wide face"),
+    "jaw_width": ("pointed jaw", "square jaw"),
+    "chin_length": ("short chin", "long chin"),
+    "eye_size": ("small eyes", "big eyes"),
+    "eye_openness": ("narrow eyes", "round eyes"),
+    "eye_spacing": ("close-set eyes", "wide-set eyes"),
+    "eye_tilt": ("drooping eyes", "slanted eyes"),
+    "brow_thickness": ("thin eyebrows", "thick eyebrows"),
+    "brow_arch": ("straight eyebrows", "arched eyebrows"),
+    "nose_length": ("short nose", "long nose"),
+    "nose_width": ("slim nose", "broad nose"),
+    "mouth_width": ("small mouth", "wide mouth"),
+    "lower_lip": ("thin lips", "full lips"),
+    "ear_size": ("small ears", "big ears"),
+}
+LOW, HIGH = 0.3, 0.7
+FACE_MARKS_FROM = 0.6  # where freckles and moles begin, see Identity
+BEARD_FROM, BEARD_RANGE = 0.62, 0.38
+TOLD = 0.6  # chance that a feature is mentioned
+
+
+def identity_words(identity: Identity, hair: bool = True, face: bool = True, colours: bool = True) -> list[str]:
+    """What could be said about a person's `hair` and `face`; without `colours`, as of a sketch."""
+    words = []
+    if hair:
+        style = HAIR_STYLES[list(STYLES)[min(int(identity.hair_style * len(STYLES)), len(STYLES) - 1)]]
+        words.append(" ".join(style.format(_named(HAIR_COLOURS, identity.hair_colour) if colours else "").split()))
+    if colours:
+        words.append(f"{_named(SKINS, identity.skin_tone)} skin")
+    if not face:
+        return words
+    if colours:
+        words.append(f"{_named(EYES, identity.eye_colour)} eyes")
+    for trait, (low, high) in FEATURES.items():
+        value = getattr(identity, trait)
+        if value < LOW or value > HIGH:
+            words.append(low if value < LOW else high)
+    beard = (identity.facial_hair - BEARD_FROM) / BEARD_RANGE
+    if beard > 0:
+        words.append("moustache" if beard < 0.33 else "chin beard" if beard < 0.66 else "full beard")
+    if identity.freckles > FACE_MARKS_FROM:
+        words.append("freckles")
+    if identity.mole > FACE_MARKS_FROM:
+        words.append("a mole")
+    return words
+
+
+def picture_caption(caption: str, identity: Identity, rng: np.random.Generator) -> str:
+    """A whole portrait's caption with some words about the person."""
+    return _joined(caption, identity_words(identity, colours="sketch" not in caption), rng)
+
+
+def face_caption(caption: str, identity: Identity, rng: np.random.Generator) -> str:
+    """Of the face cut out: no background, clothes, hat or hair."""
+    shown = [part for part in caption.split(", ") if not part.endswith(("background", "shirt"))]
+    shown[0] = re.sub(r" (and|with) an? (\w+ )?hat", "", shown[0]).replace("portrait of", "face of")
+    return _joined(", ".join(shown), identity_words(identity, hair=False, colours="sketch" not in caption), rng)
+
+
+def surroundings_caption(caption: str, identity: Identity, rng: np.random.Generator) -> str:
+    """Of the picture whose face is blurred: no expression, age or glasses."""
+    shown = [part for part in caption.split(", ") if part != "smiling" and not part.startswith("looking")]
+    shown[0] = shown[0].replace("an old person", "a person").replace(" glasses and", "").replace(" with glasses", "")
+    words = identity_words(identity, face=False, colours="sketch" not in caption)
+    return _joined("blurred " + ", ".join(shown), words, rng)
+
+
+def _named(names: tuple[str, ...], value: float) -> str:
+    """The palette entry nearest to a trait's value."""
+    return names[round(value * (len(names) - 1))]
+
+
+def _joined(caption: str, words: list[str], rng: np.random.Generator) -> str:
+    told = [word for word in words if rng.random() < TOLD]
+    rng.shuffle(told)
+    return ", ".join([caption, *told])

@@ -1,0 +1,232 @@
+"""The demo's text-to-image model: SDXL's UNet, narrow, on the frozen autoencoder and text encoders of the demo.
+
+As SDXL was trained (Podell et al. 2023, arXiv 2307.01952): noise prediction under its schedule, size and crop as
+conditions, captions left out now and then for guidance (Ho and Salimans 2022, arXiv 2207.12598), a moving average of
+the weights. `snr_limit` weights the steps by min-SNR (Hang et al. 2023, arXiv 2303.09556).
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from .. import packages
+from ..demo import models, sdxl
+from ..demo.tokenizer import POSITIONS, sdxl_tokenizers
+from ..files import written_aside
+from . import demo_clip, demo_vae
+from .config import LoopConfig
+from .data import SIZE, Data, pictures_to_model
+from .loop import CHECKPOINT, Draw, load_trained
+from .sheets import sheet
+
+SHEET_SEED = 0
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """The diffusion's own numbers."""
+
+    caption_dropout: float  # chance that the caption is empty
+    other_sizes: float  # chance that the size conditions name another size, because hosts give what users type
+    sizes: tuple[int, ...]
+    snr_limit: float  # min-SNR's gamma; 0: all steps alike
+    sheet_guidance: float
+    sheet_steps: int
+
+
+@dataclass(frozen=True)
+class Config:
+    loop: LoopConfig
+    unet: UNetConfig
+
+
+class Schedule:
+    """SDXL's noise schedule, of 1000 steps."""
+
+    def __init__(self):
+        scheduler = packages.require("diffusers", "Training the UNet").EulerDiscreteScheduler
+        self.signal = scheduler.from_config(sdxl.SCHEDULER_CONFIG).alphas_cumprod  # float32 [1000]
+
+    def noisy(self, latents: Tensor, noise: Tensor, steps: Tensor) -> Tensor:
+        """latents [n, 4, h, w] with as much of `noise` as `steps` [n] say."""
+        signal = self.signal.to(latents.device)[steps].view(-1, 1, 1, 1)
+        return signal.sqrt() * latents + (1 - signal).sqrt() * noise
+
+    def weights(self, steps: Tensor, limit: float) -> Tensor:
+        """min-SNR's weights [n] of noise predictions: min(SNR, limit) / SNR."""
+        if not limit:
+            return torch.ones(len(steps), device=steps.device)
+        signal = self.signal.to(steps.device)[steps]
+        snr = signal / (1 - signal)
+        return snr.clamp(max=limit) / snr
+
+
+class Denoising(nn.Module):
+    """Predict the noise in noisy latents."""
+
+    def __init__(self):
+        super().__init__()
+        self.unet = sdxl.random_models(sdxl.DEMO)["unet"]
+
+    def forward(
+        self,
+        noisy: Tensor,
+        noise: Tensor,
+        steps: Tensor,
+        weights: Tensor,
+        text: Tensor,
+        pooled: Tensor,
+        time_ids: Tensor,
+    ) -> dict[str, Tensor]:
+        """noisy, noise [n, 4, h, w]; steps, weights [n]; text [n, t, c]; pooled [n, p]; time_ids [n, 6]."""
+        conditions = {"text_embeds": pooled, "time_ids": time_ids}
+        predicted = self.unet(noisy, steps, encoder_hidden_states=text, added_cond_kwargs=conditions).sample
+        errors = (predicted.float() - noise).square().mean((1, 2, 3))  # (n,)
+        return {"noise": (weights * errors).mean()}
+
+
+class TextEncoders:
+    """SDXL's pair, frozen: captions as the UNet reads them."""
+
+    def __init__(self, text_encoder: nn.Module, text_encoder_2: nn.Module):
+        self.encoders = (text_encoder, text_encoder_2)
+        self.tokenizers = sdxl_tokenizers()
+
+    @torch.no_grad()
+    def __call__(self, captions: list[str], device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return the last-but-one layers side by side [n, 77, c] and the second encoder's pooled output [n, p]."""
+        hidden, pooled = [], None
+        for encoder, tokenizer in zip(self.encoders, self.tokenizers, strict=True):
+            tokens = tokenizer(
+                captions, padding="max_length", max_length=POSITIONS, truncation=True, return_tensors="pt"
+            )
+            output = encoder.to(device)(tokens.input_ids.to(device), output_hidden_states=True)
+            hidden.append(output.hidden_states[-2])
+            pooled = getattr(output, "text_embeds", None)
+        return torch.cat(hidden, -1).float(), pooled.float()
+
+
+class LatentCache:
+    """The portraits' latents, fp16, each encoded when it is first asked for and kept beside the portraits.
+
+    The folder's name holds the autoencoder's fingerprint: another autoencoder starts another cache.
+    """
+
+    BLOCK = 64  # pictures encoded at once
+
+    def __init__(self, data: Data, vae: nn.Module):
+        self.data, self.vae = data, vae
+        digest = hashlib.sha256()
+        for value in vae.state_dict().values():
+            digest.update(value.cpu().numpy().tobytes())
+        folder = data.folder / f"latents_{digest.hexdigest()[:12]}"
+        shape = (len(data), 4, SIZE // 8, SIZE // 8)
+        self.latents = _memory_mapped(folder / "latents.npy", np.float16, shape)
+        self.known = _memory_mapped(folder / "known.npy", np.uint8, (len(data),))
+
+    @torch.no_grad()
+    def get(self, rows: np.ndarray, device: torch.device) -> Tensor:
+        """Latents float32 [n, 4, 16, 16] of the portraits `rows` [n]."""
+        missing = np.unique(rows[self.known[rows] == 0])
+        for block in np.split(missing, range(self.BLOCK, len(missing), self.BLOCK)):
+            if len(block):
+                pictures = pictures_to_model(self.data.images[block], device)
+                self.latents[block] = self.vae.to(device).encode(pictures).latents.half().cpu().numpy()
+                self.known[block] = 1
+        return torch.from_numpy(self.latents[rows].astype(np.float32)).to(device)
+
+
+def _memory_mapped(path: Path, dtype: type, shape: tuple[int, ...]) -> np.memmap:
+    """The array at `path`, writable; zeros where there is none yet."""
+    if not path.exists():
+        with written_aside(path) as aside:
+            np.lib.format.open_memmap(aside, "w+", dtype, shape).flush()
+    return np.load(path, mmap_mode="r+")
+
+
+class UNetTask:
+    """Noisy latents of all training portraits with their captions."""
+
+    def __init__(self, config: Config, data: Data, vae: nn.Module, texts: TextEncoders):
+        self.config, self.data, self.texts = config.unet, data, texts
+        self.module = Denoising()
+        self.schedule, self.cache = Schedule(), LatentCache(data, vae)
+
+    def batch(self, draw: Draw) -> dict[str, Tensor]:
+        rng, n = draw.rng, draw.batch
+        rows = rng.integers(len(self.data), size=n)
+        captions = ["" if rng.random() < self.config.caption_dropout else self.data.caption(row) for row in rows]
+        steps = torch.from_numpy(rng.integers(len(self.schedule.signal), size=n)).to(draw.device)
+        latents = self.cache.get(rows, draw.device)
+        noise = torch.from_numpy(rng.standard_normal(latents.shape, np.float32)).to(draw.device)
+        text, pooled = self.texts(captions, draw.device)
+        return {
+            "noisy": self.schedule.noisy(latents, noise, steps),
+            "noise": noise,
+            "steps": steps,
+            "weights": self.schedule.weights(steps, self.config.snr_limit),
+            "text": text,
+            "pooled": pooled,
+            "time_ids": self._time_ids(rng, n).to(draw.device),
+        }
+
+    def _time_ids(self, rng: np.random.Generator, n: int) -> Tensor:
+        """Original height and width, the crop's corner, target height and width: [n, 6]."""
+        side = np.where(rng.random(n) < self.config.other_sizes, rng.choice(self.config.sizes, n), SIZE)
+        corner = np.zeros(n)
+        return torch.from_numpy(np.stack([side, side, corner, corner, side, side], 1).astype(np.float32))
+
+    def pipeline(self) -> "object":
+        """The whole model as diffusers runs it."""
+        diffusers = packages.require("diffusers", "Painting samples")
+        (tokenizer, tokenizer_2), (encoder, encoder_2) = self.texts.tokenizers, self.texts.encoders
+        unet = self.module.unet
+        pipeline = diffusers.StableDiffusionXLPipeline(
+            vae=self.cache.vae.to(unet.device),
+            text_encoder=encoder.to(unet.device),
+            text_encoder_2=encoder_2.to(unet.device),
+            tokenizer=tokenizer,
+            tokenizer_2=tokenizer_2,
+            unet=unet,
+            scheduler=diffusers.EulerDiscreteScheduler.from_config(sdxl.SCHEDULER_CONFIG),
+            add_watermarker=False,
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    def sheet(self) -> Image.Image:
+        """Twice: portraits, and below them two samples of the same captions."""
+        rows = np.linspace(0, len(self.data) - 1, 16).astype(int)
+        captions = [self.data.caption(row) for row in rows]
+        pipeline, painted = self.pipeline(), []
+        for seed in (SHEET_SEED, SHEET_SEED + 1):
+            pictures = pipeline(
+                prompt=captions,
+                negative_prompt=[""] * len(captions),
+                num_inference_steps=self.config.sheet_steps,
+                guidance_scale=self.config.sheet_guidance,
+                generator=torch.Generator().manual_seed(seed),
+                output_type="np",
+            ).images
+            painted.append((pictures * 255).round().astype(np.uint8))
+        real = self.data.images[rows]
+        return sheet([real[:8], painted[0][:8], painted[1][:8], real[8:], painted[0][8:], painted[1][8:]])
+
+
+def make_task(config: Config, root: Path) -> UNetTask:
+    """The task on `root`'s portraits, trained autoencoder and trained text encoders."""
+    pair = demo_clip.trained(root)
+    texts = TextEncoders(pair.text_encoder, pair.text_encoder_2)
+    return UNetTask(config, Data(root / "data"), demo_vae.trained(root), texts)
+
+
+def export(root: Path, folder: Path) -> Path:
+    """Write the UNet into the demo's folder; returns its file."""
+    module = load_trained(root / "unet" / CHECKPOINT, Config, lambda _config: Denoising())
+    sdxl.save_models(folder / models.SDXL_FOLDER, sdxl.DEMO, {"unet": module.unet})
+    return folder / models.SDXL_FOLDER / "unet" / sdxl.WEIGHT_FILES["unet"]
