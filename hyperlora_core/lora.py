@@ -65,10 +65,7 @@ def merge_branches(id_lora: LoRA, base_lora: LoRA | None, id_weight: float = 0.8
     Without a base LoRA: the ID LoRA at its weight. Raises HyperLoRAError when the two don't have the same layers, or a
     weight isn't finite.
     """
-    if not (math.isfinite(id_weight) and math.isfinite(base_weight)):
-        raise HyperLoRAError(
-            f"The weights {id_weight} and {base_weight} aren't numbers to multiply with: use 0.8 and 0.4."
-        )
+    check_weights(id_weight, base_weight)
     base = {} if base_lora is None else {pair.key: pair for pair in pairs(base_lora)}
     merged: LoRA = {}
     for key, down, up, scale in pairs(id_lora):
@@ -86,6 +83,14 @@ def merge_branches(id_lora: LoRA, base_lora: LoRA | None, id_weight: float = 0.8
             f"The base LoRA has {next(iter(base))}, the ID LoRA doesn't: generate both from one identity."
         )
     return merged
+
+
+def check_weights(id_weight: float, base_weight: float) -> None:
+    """Raise HyperLoRAError for NaN and infinity, which would blacken the picture without a word."""
+    if not (math.isfinite(id_weight) and math.isfinite(base_weight)):
+        raise HyperLoRAError(
+            f"The weights {id_weight} and {base_weight} aren't numbers to multiply with: use 0.8 and 0.4."
+        )
 
 
 def check_fits(lora: Mapping[str, Tensor], layers: Mapping[str, tuple[int, ...]], model: str = "this model") -> None:

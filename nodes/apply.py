@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 from ..hyperlora_core import Identity, merge_branches, save_lora
 from ..hyperlora_core.hyperlora import LoRA
-from ..hyperlora_core.lora import NAMINGS, check_fits
+from ..hyperlora_core.lora import NAMINGS, check_fits, check_weights
 from ..hyperlora_core.metadata import describe
 from .types import CATEGORY, IdentityType
 
@@ -64,12 +64,16 @@ class HyperLoRAApply(io.ComfyNode):
 
 def apply(model, id_lora: LoRA, weight: float, base_lora: LoRA | None, base_weight: float):
     """A clone of the model with one patch per weight, ID and base merged."""
-    lora = merge_branches(id_lora, base_lora, weight, base_weight)
+    check_weights(weight, base_weight)
+    if base_lora is None or base_weight == 0:
+        lora, strength = id_lora, weight  # as core's Load LoRA does it, to the last bit
+    else:
+        lora, strength = merge_branches(id_lora, base_lora, weight, base_weight), 1.0
     # checked at weight 0 too, so that a wrong pair shows before somebody turns the weight up
     check_fits(lora, model_layers(model))
-    if weight == 0 and (base_lora is None or base_weight == 0):
+    if strength == 0:
         return model
-    return comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0)[0]
+    return comfy.sd.load_lora_for_models(model, None, lora, strength, 0)[0]
 
 
 def model_layers(model) -> dict[str, tuple[int, ...]]:

@@ -13,7 +13,6 @@ from . import folders
 from .demo_host import load_demo_checkpoint
 from .types import CATEGORY
 
-
 PHOTO = "hyperlora_demo_person.png"
 
 

@@ -191,7 +191,7 @@ def demo() -> Workflow:
             Group("3 Picture", [["prompt", "positive", "negative", "size"], ["sampler", "decode", "save"]]),
         ],
         note_size=(460, 380),
-        note=f"""## The same steps on small models, without any download
+        note="""## The same steps on small models, without any download
 
 The demo models know drawn people only. They come with this pack and need no graphics card.
 Except for the face networks they are not trained yet: the picture is noise that depends on the person.

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import os
+import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
@@ -70,7 +71,7 @@ def run(arguments: Namespace) -> int:
 
 
 def _draw(module: "object", config: "object", folder: Path, workers: int) -> int:
-    with tqdm(total=config.people, desc="portraits", unit="person", disable=None) as bar:
+    with _bar(config.people, "portraits", "person") as bar:
         module.draw_data(folder, config, workers, lambda done, _total: bar.update(done - bar.n))
     print(f"{config.people * config.scenes} portraits of {config.people} people in {folder}")
     return 0
@@ -79,11 +80,11 @@ def _draw(module: "object", config: "object", folder: Path, workers: int) -> int
 def _train(task: "object", config: "object", folder: Path, device: str, arguments: Namespace) -> int:
     from ..train.loop import train
 
-    with tqdm(total=config.loop.steps, desc=arguments.stage, unit="step", disable=None) as bar:
+    with _bar(config.loop.steps, arguments.stage, "step") as bar:
 
         def progress(step: int, _steps: int, losses: dict[str, float]) -> None:
-            if bar.n == 0:
-                bar.initial = bar.last_print_n = bar.n = max(0, step - 10)  # resumed: the ETA counts new steps only
+            if not losses:
+                bar.initial = bar.last_print_n = bar.n = step  # resumed: the time left counts new steps only
             bar.set_postfix({name: f"{value:.4f}" for name, value in losses.items()}, refresh=False)
             bar.update(step - bar.n)
 
@@ -93,3 +94,8 @@ def _train(task: "object", config: "object", folder: Path, device: str, argument
         return 130
     print(f"{reached} steps done: {folder}")
     return 0
+
+
+def _bar(total: int, what: str, unit: str) -> tqdm:
+    """A progress bar with the time left; a line a minute where nobody watches, as in a log."""
+    return tqdm(total=total, desc=what, unit=unit, mininterval=1 if sys.stderr.isatty() else 60, maxinterval=600)

@@ -163,6 +163,10 @@ class Data:
     def __len__(self) -> int:
         return len(self.people)
 
+    def spread(self, n: int) -> np.ndarray:
+        """Rows of at most `n` portraits from beginning to end, to show."""
+        return np.unique(np.linspace(0, len(self) - 1, n).astype(int))
+
     def caption(self, row: int) -> str:
         """The scene's caption."""
         return self._captions[row].decode("ascii")

@@ -79,12 +79,15 @@ class Contrast(nn.Module):
         return self.scales[i].clamp(max=float(np.log(100))).exp()
 
     def _person_loss(self, tokens: Tensor, visible: Tensor) -> Tensor:
-        people = functional.normalize(self.person_head(tokens[:, 1:].mean(1)), dim=-1)
-        people = people[visible.repeat_interleave(2)]  # (2m, c): neighbours are one person
-        logits = self._scale(2) * people @ people.T
-        logits = logits.masked_fill(torch.eye(len(logits), dtype=torch.bool, device=logits.device), -torch.inf)
-        other = torch.arange(len(logits), device=logits.device) ^ 1
-        return functional.cross_entropy(logits, other)
+        people = functional.normalize(
+            self.person_head(tokens[:, 1:].mean(1)), dim=-1
+        )  # (2n, c): neighbours are one person
+        shown = visible.repeat_interleave(2)
+        own = torch.arange(len(people), device=people.device)
+        hidden = ~shown | (own[:, None] == own)
+        logits = (self._scale(2) * people @ people.T).float().masked_fill(hidden, -1e4)
+        losses = functional.cross_entropy(logits, own ^ 1, reduction="none")
+        return (losses * shown).sum() / shown.sum().clamp(min=1)
 
 
 class CLIPTask:

@@ -200,8 +200,8 @@ class UNetTask:
         return pipeline
 
     def sheet(self) -> Image.Image:
-        """Twice: portraits, and below them two samples of the same captions."""
-        rows = np.linspace(0, len(self.data) - 1, 16).astype(int)
+        """Portraits, and below each two samples of its caption."""
+        rows = self.data.spread(16)
         captions = [self.data.caption(row) for row in rows]
         pipeline, painted = self.pipeline(), []
         for seed in (SHEET_SEED, SHEET_SEED + 1):
@@ -214,8 +214,7 @@ class UNetTask:
                 output_type="np",
             ).images
             painted.append((pictures * 255).round().astype(np.uint8))
-        real = self.data.images[rows]
-        return sheet([real[:8], painted[0][:8], painted[1][:8], real[8:], painted[0][8:], painted[1][8:]])
+        return sheet([self.data.images[rows], *painted])
 
 
 def make_task(config: Config, root: Path) -> UNetTask:

@@ -84,12 +84,9 @@ class VAETask:
 
     def sheet(self) -> Image.Image:
         """Portraits above their reconstructions."""
-        rows = np.linspace(0, len(self.data) - 1, 16).astype(int)
-        pictures = self.data.images[rows]
-        vae = self.module.vae
+        pictures, vae = self.data.images[self.data.spread(16)], self.module.vae
         decoded = vae.decode(vae.encode(pictures_to_model(pictures, vae.device)).latents).sample
-        again = pictures_from_model(decoded)
-        return sheet([pictures[:8], again[:8], pictures[8:], again[8:]])
+        return sheet([pictures, pictures_from_model(decoded)])
 
 
 def make_task(config: Config, root: Path) -> VAETask:

@@ -72,8 +72,8 @@ def train(
     """Train `task.module` up to `config.loop.steps` steps; return the step that was reached.
 
     `folder` gets checkpoint.pt, losses.csv, losses.png and samples/. Ctrl-C (or SIGTERM) ends the step in hand, writes
-    the checkpoint and returns. `progress(step, steps, mean losses)` may raise to stop; that loses the steps since the
-    last checkpoint. Raises HyperLoRAError when `folder` holds a checkpoint and not `resume`, when it comes from another
+    the checkpoint and returns. `progress(step, steps, mean losses)` is told of the start too, then without losses; it
+    may raise to stop, which loses the steps since the last checkpoint. Raises HyperLoRAError when `folder` holds a checkpoint and not `resume`, when it comes from another
     config, or when a loss is not finite.
     """
     return _Run(task, config, Path(folder), device, resume).train(progress)
@@ -134,6 +134,8 @@ class _Run:
         recent: list[dict[str, Tensor]] = []
         started = time.monotonic()
         self.module.train()
+        if progress is not None and main:
+            progress(self.step, loop.steps, {})
         with _stop_signals() as stopped:
             while self.step < loop.steps:
                 recent.append(self._one_step())

@@ -6,13 +6,13 @@ import numpy as np
 from PIL import Image
 
 
-def sheet(rows: Sequence[np.ndarray], zoom: int = 1, gap: int = 2) -> Image.Image:
-    """Rows of pictures, uint8 [n, h, w, 3] each, as one picture, each pixel `zoom` pixels wide."""
-    height, width = rows[0].shape[1:3]
-    columns = max(len(row) for row in rows)
-    canvas = np.full((len(rows) * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)
-    for y, row in enumerate(rows):
+def sheet(kinds: Sequence[np.ndarray], columns: int = 8, gap: int = 2) -> Image.Image:
+    """Several versions of the same n pictures, each uint8 [n, h, w, 3], below each other in rows of `columns`."""
+    n, height, width = kinds[0].shape[:3]
+    blocks = [kind[start : start + columns] for start in range(0, n, columns) for kind in kinds]
+    canvas = np.full((len(blocks) * (height + gap) - gap, min(n, columns) * (width + gap) - gap, 3), 255, np.uint8)
+    for y, row in enumerate(blocks):
         for x, picture in enumerate(row):
             top, left = y * (height + gap), x * (width + gap)
             canvas[top : top + height, left : left + width] = picture
-    return Image.fromarray(canvas.repeat(zoom, 0).repeat(zoom, 1))
+    return Image.fromarray(canvas)

@@ -7,7 +7,7 @@ import urllib.request
 
 import pytest
 from comfyui import RefusedError
-from graphs import person
+from people import photo_of
 from PIL import Image
 from places import ROOT
 
@@ -105,7 +105,7 @@ def test_api_values_have_the_right_type(definitions, name):
 def test_portrait_lacks_nothing_but_the_weights(server):
     workflow = read("api/1_portrait_from_photo.json")
     (photo,) = (node for node in workflow.values() if node["class_type"] == "LoadImage")
-    photo["inputs"]["image"] = server.upload(person(0), "template.png")
+    photo["inputs"]["image"] = server.upload(photo_of(0), "template.png")
     with pytest.raises(RefusedError) as refused:
         server.post("/prompt", {"prompt": workflow})
     problems = [problem for node in refused.value.answer["node_errors"].values() for problem in node["errors"]]
