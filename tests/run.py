@@ -40,8 +40,8 @@ def main() -> int:
     print(f"Installing into {ENVIRONMENT} ...", flush=True)
     subprocess.run([*install, *wanted], check=True)
     print(f"ComfyUI: {', '.join(map(str, hosts)) or 'none found; tests that need one will be skipped'}", flush=True)
-    subprocess.run([python, "-m", "ruff", "check", ROOT], check=True)
-    return subprocess.run([python, "-m", "pytest", TESTS, *sys.argv[1:]], cwd=ROOT).returncode
+    lint = subprocess.run([python, "-m", "ruff", "check", ROOT]).returncode
+    return lint or subprocess.run([python, "-m", "pytest", TESTS, *sys.argv[1:]], cwd=ROOT).returncode
 
 
 if __name__ == "__main__":

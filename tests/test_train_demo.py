@@ -73,8 +73,8 @@ def losses(folder):
 
 
 def test_loop_trains_and_draws_its_curves(tmp_path):
-    toy, reached = run(tmp_path, steps=60)
-    assert reached == 60 and abs(float(toy.module.slope) - 3) < 0.3
+    toy, reached = run(tmp_path, steps=60, rate=0.1)
+    assert reached == 60 and abs(toy.module.slope.item() - 3) < 0.3
     rows = losses(tmp_path)
     assert [step for step, _ in rows] == [10, 20, 30, 40, 50, 60] and rows[-1][1] < 0.1 * rows[0][1]
     assert (tmp_path / loop.CURVES).read_bytes().startswith(b"\x89PNG")
@@ -221,7 +221,7 @@ def test_drawing_can_be_stopped_and_resumed(drawn, tmp_path, monkeypatch):
 
 
 def test_clip_reads_crops_as_in_use(drawn):
-    faces = data.Data(drawn / "data").faces[:3]
+    faces = data.Data(drawn / "data").faces[[0, 3, 6]]
     ours, wanted = data.clip_input(faces, torch.device("cpu")), torch.stack([clip_pixels(face) for face in faces])
     assert ours.shape == (3, 3, 224, 224) and float((ours - wanted).abs().max()) < 0.03
 
@@ -263,18 +263,20 @@ def test_the_noise_schedule_is_sdxls():
 
 MINIATURE = {
     "demo-vae": [("batch = 16", "batch = 2"), ("crop = 64", "crop = 32")],
-    "demo-clip": [("batch = 128", "batch = 8")],
+    "demo-clip": [("batch = 128", "batch = 4")],
     "demo-unet": [("batch = 48", "batch = 4"), ("sheet_steps = 20", "sheet_steps = 2")],
 }
 
 
-def test_stages_train_resume_and_export_a_model_that_paints(drawn, tmp_path, capsys):
+def test_stages_train_resume_and_export_a_model_that_paints(tmp_path, capsys):
     from hyperlora_core import VisionEncoder
     from hyperlora_core.cli import main
     from hyperlora_core.pipeline import load_pipeline, render
     from hyperlora_core.train import demo_unet
 
-    common = ["--out", str(drawn), "--device", "cpu"]
+    drawn = tmp_path / "train"
+    data.draw_data(drawn / "data", dataclasses.replace(DATA, people=2))
+    common = ["--out", str(drawn), "--device", "cpu", "--threads", "1"]
     assert main(["train", "demo-unet", *common]) == 2 and "train that model first" in capsys.readouterr().err
     for stage, changes in MINIATURE.items():
         text = config.config_path(stage, "cpu", "cpu").read_text()
@@ -294,7 +296,7 @@ def test_stages_train_resume_and_export_a_model_that_paints(drawn, tmp_path, cap
     assert VisionEncoder.load(tmp_path / "demo" / "clip_vision").width == 128
 
     task = demo_unet.make_task(config.load_config(tmp_path / "c.toml", demo_unet.Config), drawn)
-    rows = np.array([1, 5, 5])
+    rows = np.array([1, 3, 3])
     first = task.cache.get(rows, torch.device("cpu"))
     task.cache.vae = None  # what is known is not encoded again
     assert torch.equal(task.cache.get(rows, torch.device("cpu")), first) and first.shape == (3, 4, 16, 16)

@@ -73,8 +73,8 @@ def train(
 
     `folder` gets checkpoint.pt, losses.csv, losses.png and samples/. Ctrl-C (or SIGTERM) ends the step in hand, writes
     the checkpoint and returns. `progress(step, steps, mean losses)` is told of the start too, then without losses; it
-    may raise to stop, which loses the steps since the last checkpoint. Raises HyperLoRAError when `folder` holds a checkpoint and not `resume`, when it comes from another
-    config, or when a loss is not finite.
+    may raise to stop, which loses the steps since the last checkpoint. Raises HyperLoRAError when `folder` holds a
+    checkpoint and not `resume`, when that comes from another config, or when a loss is not finite.
     """
     return _Run(task, config, Path(folder), device, resume).train(progress)
 
