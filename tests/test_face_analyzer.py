@@ -108,7 +108,7 @@ def test_missing_folder_and_networks(face_pack, tmp_path):
     with pytest.raises(HyperLoRAError, match=r"holds no \.onnx files"):
         FaceAnalyzer.load(tmp_path)
     folder = copy_pack(face_pack, tmp_path / "partial", "2d106det.onnx", "glintr100.onnx")
-    with pytest.raises(HyperLoRAError, match=r"partial lacks the 106 landmarks .* and face recognition .*Download"):
+    with pytest.raises(HyperLoRAError, match=r"partial lacks the 106 landmarks .* and face recognition .*download"):
         FaceAnalyzer.load(folder)
 
 

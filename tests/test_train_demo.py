@@ -223,7 +223,7 @@ def test_drawing_can_be_stopped_and_resumed(drawn, tmp_path, monkeypatch):
 def test_clip_reads_crops_as_in_use(drawn):
     faces = data.Data(drawn / "data").faces[[0, 3, 6]]
     ours, wanted = data.clip_input(faces, torch.device("cpu")), torch.stack([clip_pixels(face) for face in faces])
-    assert ours.shape == (3, 3, 224, 224) and float((ours - wanted).abs().max()) < 0.03
+    assert ours.shape == (3, 3, 224, 224) and float((ours - wanted).abs().mean()) < 0.004
 
 
 def test_captions_tell_what_is_seen():
@@ -262,7 +262,7 @@ def test_the_noise_schedule_is_sdxls():
 
 
 MINIATURE = {
-    "demo-vae": [("batch = 16", "batch = 2"), ("crop = 64", "crop = 32")],
+    "demo-vae": [("batch = 32", "batch = 2"), ("crops = [32, 64, 128]", "crops = [32, 64]")],
     "demo-clip": [("batch = 128", "batch = 4")],
     "demo-unet": [("batch = 48", "batch = 4"), ("sheet_steps = 20", "sheet_steps = 2")],
 }

@@ -24,10 +24,10 @@ from .sheets import sheet
 class VAEConfig:
     """The autoencoder's own numbers."""
 
-    crop: int  # pixels along a training crop's side
+    crops: tuple[int, ...]  # sides of training crops in pixels, one drawn for a batch; the first gives the batch's size
     latent_noise: float  # deviation of what is added to the latents before they are decoded
     edge_weight: float
-    moment_weight: float  # of the latents' distance from mean 0 and deviation 1
+    moment_weight: float  # of the latents' distance from mean 0, deviation 1 and uncorrelated channels
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,23 @@ class Reconstruction(nn.Module):
     def forward(self, pictures: Tensor) -> dict[str, Tensor]:
         latents = self.vae.encode(pictures).latents
         decoded = self.vae.decode(latents + self.config.latent_noise * torch.randn_like(latents)).sample.float()
-        latents = latents.float()
-        mean, deviation = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
         return {
             "pixels": functional.l1_loss(decoded, pictures),
             "edges": self.config.edge_weight * edge_loss(decoded, pictures),
-            "moments": self.config.moment_weight * (mean.square() + (deviation - 1).square()).mean(),
+            "moments": self.config.moment_weight * moment_loss(latents.float()),
         }
+
+
+def moment_loss(latents: Tensor) -> Tensor:
+    """Distance of the channels' means from 0 and of their covariance from the identity; latents [n, c, h, w].
+
+    Without it the channels all learn brightness first, and colours late.
+    """
+    channels = latents.movedim(1, 0).flatten(1)  # (c, n * h * w)
+    mean = channels.mean(1, keepdim=True)
+    centred = channels - mean
+    covariance = centred @ centred.T / centred.shape[1]
+    return mean.square().mean() + (covariance - torch.eye(len(covariance), device=covariance.device)).square().mean()
 
 
 def edge_loss(one: Tensor, other: Tensor, scales: int = 3) -> Tensor:
@@ -67,16 +77,22 @@ def edge_loss(one: Tensor, other: Tensor, scales: int = 3) -> Tensor:
 
 
 class VAETask:
-    """Random crops of all training portraits, half of them mirrored."""
+    """Random crops of all training portraits, half of them mirrored.
+
+    Small crops bring many colours into a batch; large ones show the networks what lies far from a picture's edge. A
+    batch always has about the same number of pixels.
+    """
 
     def __init__(self, config: Config, data: Data):
         self.config, self.data = config, data
         self.module = Reconstruction(config.vae)
 
     def batch(self, draw: Draw) -> dict[str, Tensor]:
-        side = self.config.vae.crop
-        crops = np.empty((draw.batch, side, side, 3), np.uint8)
-        for i, row in enumerate(draw.rng.integers(len(self.data), size=draw.batch)):
+        sides = self.config.vae.crops
+        side = int(draw.rng.choice(sides))
+        n = max(1, round(draw.batch * (sides[0] / side) ** 2))
+        crops = np.empty((n, side, side, 3), np.uint8)
+        for i, row in enumerate(draw.rng.integers(len(self.data), size=n)):
             top, left = draw.rng.integers(SIZE - side + 1, size=2)
             crop = self.data.images[row, top : top + side, left : left + side]
             crops[i] = crop[:, ::-1] if draw.rng.random() < 0.5 else crop

@@ -99,7 +99,6 @@ def rate_at(loop: LoopConfig, step: int) -> float:
 class _Run:
     def __init__(self, task: Task, config: Config, folder: Path, device: str, resume: bool):
         packages.require("matplotlib", "Drawing the loss curves")
-        training_utils = packages.require("diffusers.training_utils", PURPOSE)
         self.task, self.config, self.loop, self.folder = task, config, config.loop, folder
         self.checkpoint = folder / CHECKPOINT
         self.accelerator = make_accelerator(self.loop, device)
@@ -114,11 +113,6 @@ class _Run:
             ],
             lr=self.loop.rate,
         )
-        self.ema = None
-        if self.loop.ema_decay:
-            self.ema = training_utils.EMAModel(
-                self.trained.values(), self.loop.ema_decay, use_ema_warmup=True, power=0.75, foreach=True
-            )
         self.wrapped, self.optimizer = self.accelerator.prepare(self.module, optimizer)
         self.step = 0
         self.rows: list[dict[str, float]] = []
@@ -128,6 +122,8 @@ class _Run:
                     f"{folder} holds a training already: go on with it (--resume) or choose another folder (--out)."
                 )
             self._load()
+        else:
+            self.ema = self._average(None)
 
     def train(self, progress: Progress | None) -> int:
         loop, main = self.loop, self.accelerator.is_main_process
@@ -222,9 +218,7 @@ class _Run:
             for name, value in state["module"].items():
                 self.trained[name].copy_(value)
         self.optimizer.load_state_dict(state["optimizer"])
-        if self.ema is not None and state["ema"] is not None:
-            self.ema.load_state_dict(state["ema"])
-            self.ema.to(self.accelerator.device)
+        self.ema = self._average(state["ema"])
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step = state["step"]
@@ -232,6 +226,18 @@ class _Run:
             with (self.folder / LOSSES).open(newline="", encoding="utf-8") as file:
                 rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
             self.rows = [row for row in rows if row["step"] <= self.step]
+
+    def _average(self, state: dict[str, Any] | None) -> Any:
+        """The weights' moving average, from a checkpoint's state or beginning with the weights as they are."""
+        if not self.loop.ema_decay:
+            return None
+        kind = packages.require("diffusers.training_utils", PURPOSE).EMAModel
+        ema = kind(self.trained.values(), use_ema_warmup=True, power=0.75, foreach=True)
+        if state is not None:
+            ema.load_state_dict(state)
+            ema.to(self.accelerator.device)
+        ema.decay = self.loop.ema_decay
+        return ema
 
     def _save_sheet(self) -> None:
         if self.ema is not None:

@@ -47,6 +47,6 @@ def test_tokens_equal_ours(host, tmp_path):
         cwd=host, env=os.environ | {"PYTHONPATH": str(host)}, capture_output=True, text=True,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-3000:]
-    difference = float(run.stdout.split("DIFFERENCE")[1].split()[0])
-    # core runs its towers in half precision where the device has it; the CPU doesn't
-    assert difference < 1e-3, run.stdout
+    difference, scale = (float(run.stdout.split(word)[1].split()[0]) for word in ("DIFFERENCE", "SCALE"))
+    # core keeps the tower's weights in fp16; measured: 8e-4 of the largest value
+    assert difference < 2e-3 * scale, run.stdout
