@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from tqdm import tqdm
 
 from ..demo.portraits import HELD_OUT, Identity, Scene
@@ -15,6 +15,7 @@ from ..files import written_aside
 from ..locate import DEMO, demo_folder, open_encoder
 from ..lora import save_lora
 from ..metadata import describe
+from ..photo import read_photo
 from ..pipeline import apply_lora, load_pipeline, remove_lora, render
 from ..prompt import with_trigger
 from .portrait import person_lora
@@ -60,7 +61,7 @@ def run(arguments: Namespace) -> int:
             id_lora = encoder.hyper.lora(encoded.identity.coefficients)
             metadata = describe(name, encoded.identity)
             save_lora(id_lora, folder / "lora.safetensors", metadata=metadata, dtype=torch.float16)
-            pictures = [Image.fromarray(encoded.crops[0]), paint(arguments.prompt)]
+            pictures = [Image.fromarray(read_photo(photos[0])), paint(arguments.prompt)]
             for weights in COLUMNS.values():
                 if weights is not None:
                     apply_lora(pipeline, person_lora(encoder.hyper, encoded.identity, *weights))
@@ -102,6 +103,6 @@ def _sheet(rows: list[list[Image.Image]]) -> Image.Image:
     for y, row in enumerate(rows):
         for x, (label, picture) in enumerate(zip(COLUMNS, row, strict=True)):
             corner = (x * TILE, y * (TILE + CAPTION))
-            sheet.paste(picture.resize((TILE, TILE), Image.Resampling.LANCZOS), corner)
+            sheet.paste(ImageOps.fit(picture, (TILE, TILE), Image.Resampling.LANCZOS), corner)
             pen.text((corner[0] + TILE / 2, corner[1] + TILE + CAPTION / 2), label, "black", font, anchor="mm")
     return sheet

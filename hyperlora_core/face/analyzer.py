@@ -7,6 +7,7 @@ import contextlib
 import os
 import sys
 import tempfile
+import warnings
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -172,7 +173,9 @@ class FaceAnalyzer:
             bbox=detection.box, kps=detection.keypoints, det_score=detection.score
         )
         landmarks = self.app.models[LANDMARKS].get(bgr, record)
-        embedding = np.asarray(self.app.models[RECOGNITION].get(bgr, record), dtype=np.float32).ravel()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # insightface's own, of scikit-image, at every face
+            embedding = np.asarray(self.app.models[RECOGNITION].get(bgr, record), dtype=np.float32).ravel()
         if embedding.size != EMBEDDING_SIZE:
             raise HyperLoRAError(
                 f"The recognition network {self.recognition_name} gives {embedding.size} numbers per face instead of "
