@@ -60,9 +60,7 @@ def examine(models_folder: str | Path | None = None) -> list[Finding]:
         models = folders.models_folder(models_folder or (comfyui and comfyui / "models"))
         searched = folders.search_folders(models)
     except HyperLoRAError as error:
-        findings.append(
-            Finding("warn", f"weights weren't looked for. {error}", f"{_hyperlora('doctor')} --models-folder DIR")
-        )
+        findings.append(Finding("warn", f"weights weren't looked for. {error}", cli("doctor --models-folder DIR")))
         return findings
     return [*findings, *_weights(searched), _checkpoints(searched), _disk(models, searched)]
 
@@ -226,13 +224,7 @@ def _disk(models: Path, searched: list[Path]) -> Finding:
 def _fetch(item: CatalogItem, models: Path) -> str:
     if item.by_hand:
         return f"open {item.page}"
-    return f'{_hyperlora("download")} {item.name} --models-folder "{models}"'
-
-
-def _hyperlora(command: str) -> str:
-    if shutil.which("hyperlora"):
-        return f"hyperlora {command}"
-    return f'cd "{_pack()}" && {_python_command()} -m hyperlora_core {command}'
+    return f'{cli("download")} {item.name} --models-folder "{models}"'
 
 
 def _install_nodes(comfyui: Path) -> str:

@@ -114,6 +114,12 @@ def test_killed_between_checkpoints_loses_only_the_steps_since(tmp_path):
     assert torch.equal(weights(tmp_path / "killed")[0], weights(tmp_path / "whole")[0])
 
 
+def test_nothing_is_saved_unseen(tmp_path):
+    with pytest.raises(HyperLoRAError, match="no number"):
+        run(tmp_path, Toy(spoil_at=6), save_every=3)  # saved in between two rows of the table
+    assert weights(tmp_path)[2] == 3 and [step for step, _ in losses(tmp_path)] == [3]
+
+
 def test_accumulated_parts_make_one_step(tmp_path):
     toy, reached = run(tmp_path, steps=6, accumulation=4)
     assert toy.batches == 24 and reached == 6

@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..checkpoint import MODULES
 from ..files import written_aside
+from ..hyperlora import PROJECTIONS, VECTORS_PER_MODULE
 from .sdxl import SDXL_BASE, unet_config
 
 FACE_WIDTH = 512
-VECTORS_PER_MODULE = 8  # (to_q, to_k, to_v, to_out) x (down, up)
-MODULES_FILE = "hyper_lora_modules"
 # 4 M values: long enough that no two tensors of a checkpoint look alike, short enough to be drawn at once
 NOISE_BLOCK = 1 << 22
 
@@ -112,14 +112,14 @@ def specs(modules: Modules, size: HyperLoRASize) -> Iterator[Spec]:
 def _bases(modules: Modules, size: HyperLoRASize) -> Iterator[Spec]:
     branches = [("id", size.rank), ("base", size.base_rank)][: 2 if size.base_rank else 1]
     for i, (hidden, context) in enumerate(modules.values()):
-        for linear in ("to_q", "to_k", "to_v", "to_out"):
+        for linear in PROJECTIONS:
             inputs = (context or hidden) if linear in ("to_k", "to_v") else hidden
             for branch, rank in branches:
                 name = f"{i}.{linear}.{branch}"
                 # coefficients have length 1, so a mix of bases has the same deviation as one basis
                 down, up = (size.bases, inputs, rank), (size.bases, rank, hidden)
-                yield Spec(MODULES_FILE, f"{name}_down_basis", down, std=inputs**-0.5)
-                yield Spec(MODULES_FILE, f"{name}_up_basis", up, std=size.effect * rank**-0.5)
+                yield Spec(MODULES, f"{name}_down_basis", down, std=inputs**-0.5)
+                yield Spec(MODULES, f"{name}_up_basis", up, std=size.effect * rank**-0.5)
 
 
 def _resampler(part: str, modules: int, size: HyperLoRASize, conditions: int) -> Iterator[Spec]:
@@ -171,7 +171,7 @@ def write_modules(folder: str | Path, modules: Modules) -> None:
     described = {
         name: {"hidden_size": hidden, "cross_attention_dim": context} for name, (hidden, context) in modules.items()
     }
-    with written_aside(Path(folder) / f"{MODULES_FILE}.json") as path:
+    with written_aside(Path(folder) / f"{MODULES}.json") as path:
         path.write_text(json.dumps(described, indent=2), encoding="utf-8")
 
 

@@ -96,19 +96,25 @@ class TextEncoders:
     def __init__(self, text_encoder: nn.Module, text_encoder_2: nn.Module):
         self.encoders = (text_encoder, text_encoder_2)
         self.tokenizers = sdxl_tokenizers()
+        self.known: dict[str, Tensor] = {}  # caption -> ids [2, 77]: tokenizers are slower than a GPU
 
     @torch.no_grad()
     def __call__(self, captions: list[str], device: torch.device) -> tuple[Tensor, Tensor]:
         """Return the last-but-one layers side by side [n, 77, c] and the second encoder's pooled output [n, p]."""
-        hidden, pooled = [], None
-        for encoder, tokenizer in zip(self.encoders, self.tokenizers, strict=True):
-            tokens = tokenizer(
-                captions, padding="max_length", max_length=POSITIONS, truncation=True, return_tensors="pt"
-            )
-            output = encoder.to(device)(tokens.input_ids.to(device), output_hidden_states=True)
-            hidden.append(output.hidden_states[-2])
-            pooled = getattr(output, "text_embeds", None)
-        return torch.cat(hidden, -1).float(), pooled.float()
+        self._tokenize([caption for caption in captions if caption not in self.known])
+        ids = torch.stack([self.known[caption] for caption in captions], 1).to(device)  # (2, n, 77)
+        first, second = (
+            encoder.to(device)(part, output_hidden_states=True)
+            for encoder, part in zip(self.encoders, ids, strict=True)
+        )
+        return torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1), second.text_embeds
+
+    def _tokenize(self, captions: list[str]) -> None:
+        if not captions:
+            return
+        options = {"padding": "max_length", "max_length": POSITIONS, "truncation": True, "return_tensors": "pt"}
+        both = [tokenizer(captions, **options).input_ids for tokenizer in self.tokenizers]
+        self.known |= dict(zip(captions, torch.stack(both, 1), strict=True))
 
 
 class LatentCache:

@@ -136,18 +136,16 @@ class _Run:
             while self.step < loop.steps:
                 recent.append(self._one_step())
                 self.step += 1
-                if stopped():
-                    self.accelerator.set_trigger()
-                ending = self.accelerator.check_trigger()  # any process' signal ends all
-                last = ending or self.step == loop.steps
-                if self.step % ROWS_EVERY == 0 or last:
+                ending = self._ends(stopped())
+                saving = ending or self.step == loop.steps or self.step % loop.save_every == 0
+                if saving or self.step % ROWS_EVERY == 0:  # no state is saved whose losses weren't looked at
                     means = self._mean_losses(recent)
                     seconds = (time.monotonic() - started) / len(recent)
                     self.rows.append({"step": self.step, **means, "rate": rate_at(loop, self.step - 1), "s": seconds})
                     recent, started = [], time.monotonic()
                     if progress is not None and main:
                         progress(self.step, loop.steps, means)
-                if main and (self.step % loop.save_every == 0 or last):
+                if main and saving:
                     self._save()
                 if main and (self.step % loop.sample_every == 0 or self.step == loop.steps):
                     self._save_sheet()
@@ -155,6 +153,14 @@ class _Run:
                 if ending:
                     break
         return self.step
+
+    def _ends(self, stopped: bool) -> bool:
+        """Whether all processes end here because one was stopped; asked together, now and then, as it waits for all."""
+        if self.accelerator.num_processes == 1:
+            return stopped
+        if stopped:
+            self.accelerator.set_trigger()
+        return self.step % ROWS_EVERY == 0 and self.accelerator.check_trigger()
 
     def _one_step(self) -> dict[str, Tensor]:
         rate = rate_at(self.loop, self.step)
