@@ -20,7 +20,7 @@ for package in ("accelerate", "diffusers", "transformers", "open_clip", "matplot
     pytest.importorskip(package)
 
 LOOP = config.LoopConfig(
-    seed=1, steps=30, batch=8, accumulation=1, rate=0.05, warmup=2, cooldown=0.3, weight_decay=0.01, clip_norm=1.0,
+    seed=1, steps=30, batch=8, accumulation=1, rate=0.05, warmup=2, cooldown=0.3, beta2=0.999, weight_decay=0.01, clip_norm=1.0,
     ema_decay=0.9, precision="no", channels_last=False, save_every=10, sample_every=1000,
 )  # fmt: skip
 DATA = data.DataConfig(seed=1, first_person=20_000, people=6, scenes=2, landmark_error=0.01)
@@ -268,7 +268,7 @@ def test_the_noise_schedule_is_sdxls():
 
 
 MINIATURE = {
-    "demo-vae": [("batch = 32", "batch = 2"), ("crops = [32, 64, 128]", "crops = [32, 64]")],
+    "demo-vae": [("batch = 128", "batch = 2"), ("crops = [16, 32, 64, 128]", "crops = [32, 64]")],
     "demo-clip": [("batch = 128", "batch = 4")],
     "demo-unet": [("batch = 48", "batch = 4"), ("sheet_steps = 20", "sheet_steps = 2")],
 }

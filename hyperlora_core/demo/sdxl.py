@@ -182,12 +182,12 @@ def random_models(size: SDXLSize, seed: int = 0) -> dict[str, torch.nn.Module]:
             "text_encoder_2": transformers.CLIPTextModelWithProjection(texts[1]),
         }
         if size.tiny_vae:
-            _scale_ends(models["vae"])
+            scale_ends(models["vae"])
     return {name: model.eval() for name, model in models.items()}
 
 
 @torch.no_grad()
-def _scale_ends(vae: torch.nn.Module) -> None:
+def scale_ends(vae: torch.nn.Module) -> None:
     """Give an untrained AutoencoderTiny, black at first, latents of deviation 1 and pictures around middle grey."""
     pictures, latents = torch.rand(1, 3, 64, 64) * 2 - 1, 3 * torch.randn(1, 4, 8, 8)
     halves = ((vae.encoder, pictures, 1.0, 1.0), (vae.decoder, latents, 0.4, 0.5))

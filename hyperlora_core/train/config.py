@@ -25,6 +25,7 @@ class LoopConfig:
     rate: float  # AdamW's learning rate between warm-up and cool-down
     warmup: int  # steps
     cooldown: float  # share of the steps, at the end, over which the rate falls to nothing along a cosine
+    beta2: float  # AdamW's memory of squared gradients
     weight_decay: float  # of matrices and kernels only
     clip_norm: float
     ema_decay: float  # 0: no moving average

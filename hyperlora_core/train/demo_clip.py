@@ -108,7 +108,8 @@ class CLIPTask:
             chosen = np.flatnonzero(views == view)
             if len(chosen):
                 pictures = np.stack([self._picture(rows[i], view) for i in chosen])
-                pixels[torch.from_numpy(chosen).to(draw.device)] = clip_input(pictures, draw.device)
+                for i, picture in zip(chosen, clip_input(pictures, draw.device), strict=True):
+                    pixels[i] = picture
         captions = [self._caption(row, view, rng) for row, view in zip(rows, views, strict=True)]
         ids, ids_2 = (
             tokenizer(captions, padding=True, truncation=True, return_tensors="pt").input_ids.to(draw.device)

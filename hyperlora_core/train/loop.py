@@ -112,6 +112,7 @@ class _Run:
                 {"params": [p for p in self.trained.values() if p.ndim <= 1], "weight_decay": 0.0},
             ],
             lr=self.loop.rate,
+            betas=(0.9, self.loop.beta2),
         )
         self.wrapped, self.optimizer = self.accelerator.prepare(self.module, optimizer)
         self.step = 0
