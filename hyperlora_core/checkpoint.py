@@ -7,7 +7,7 @@ JSON as metadata `hyper_lora_modules`. Nothing else is asked of anybody: every s
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,33 +61,59 @@ def load_hyperlora(
     """
     source = find_parts(Path(path))
     _check_consistency(source)
-    tensors = {part: source.tensors(part) for part in source.files}
+    return assemble(
+        list(source.modules),
+        {part: source.tensors(part) for part in source.files},
+        device,
+        dtype,
+        operations,
+        name=source.path.stem if source.path.is_file() else source.path.name,
+        metadata=source.metadata,
+        files={part: file for part, (file, _) in source.files.items()},
+    )
+
+
+def assemble(
+    module_names: list[str],
+    parts: Mapping[str, Mapping[str, Tensor]],
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    operations=torch.nn,
+    *,
+    name: str = "HyperLoRA",
+    metadata: Mapping[str, str] | None = None,
+    files: Mapping[str, Path] | None = None,
+) -> HyperLoRA:
+    """A HyperLoRA from a checkpoint's tensors: part -> name -> tensor. `files`: what errors call a part."""
     factory = {"device": "meta", "dtype": dtype}
 
     def filled(module: torch.nn.Module, part: str) -> torch.nn.Module:
-        state = {name: tensor.to(device, dtype) for name, tensor in tensors[part].items()}
+        state = {name: tensor.to(device, dtype) for name, tensor in parts[part].items()}
         missing, surplus = module.load_state_dict(state, strict=False, assign=True)
         if missing or surplus:
             raise HyperLoRAError(
-                f"{source.files[part][0]} doesn't have the tensors of a HyperLoRA {part}: "
+                f"{(files or {}).get(part, name)} doesn't have the tensors of a HyperLoRA {part}: "
                 f"missing {missing[:3]}, unknown {surplus[:3]}. Download it again."
             )
         return module.eval().requires_grad_(False)
 
+    def shapes(part: str) -> Shapes:
+        return {name: tuple(tensor.shape) for name, tensor in parts[part].items()}
+
     def resampler(part: str) -> Resampler:
-        return filled(Resampler(ResamplerConfig.from_tensors(source.shapes[part]), operations, **factory), part)
+        return filled(Resampler(ResamplerConfig.from_tensors(shapes(part)), operations, **factory), part)
 
     return HyperLoRA(
         resampler("resampler"),
-        Basis({name: tensor.to(device) for name, tensor in tensors[MODULES].items()}, list(source.modules)),
-        filled(IDProjector.from_tensors(source.shapes["id_projector"], operations, **factory), "id_projector")
-        if "id_projector" in tensors
+        Basis({name: tensor.to(device) for name, tensor in parts[MODULES].items()}, module_names),
+        filled(IDProjector.from_tensors(shapes("id_projector"), operations, **factory), "id_projector")
+        if "id_projector" in parts
         else None,
-        resampler("base_resampler") if "base_resampler" in tensors else None,
-        name=source.path.stem if source.path.is_file() else source.path.name,
-        fingerprint=_fingerprint(source.modules, tensors),
+        resampler("base_resampler") if "base_resampler" in parts else None,
+        name=name,
+        fingerprint=_fingerprint(module_names, parts),
         dtype=dtype,
-        metadata=source.metadata,
+        metadata=metadata,
     )
 
 
@@ -109,7 +135,7 @@ def save_hyperlora(hyper: HyperLoRA, path: str | Path, metadata: dict[str, str] 
     parts = {MODULES: {name.replace("/", "."): tensor.data for name, tensor in hyper.basis.named_parameters()}}
     parts |= {part: module.state_dict() for part, module in hyper.encoder.items()}
     parts = {part: {name: t.contiguous() for name, t in tensors.items()} for part, tensors in parts.items()}
-    metadata = {**hyper.metadata, **(metadata or {}), CHECKPOINT_ID: _fingerprint(modules, parts)}
+    metadata = {**hyper.metadata, **(metadata or {}), CHECKPOINT_ID: _fingerprint(list(modules), parts)}
     if path.suffix == ".safetensors":
         merged = {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
         with written_aside(path) as aside:
@@ -258,9 +284,9 @@ def _mixed(source: Source, part: str, why: str) -> HyperLoRAError:
     )
 
 
-def _fingerprint(modules: dict[str, dict], parts: dict[str, dict[str, Tensor]]) -> str:
+def _fingerprint(module_names: list[str], parts: Mapping[str, Mapping[str, Tensor]]) -> str:
     """16 hex digits that tell checkpoints apart without reading 3 GB: names, shapes, and a few values of every tensor."""
-    digest = hashlib.sha256(json.dumps(list(modules)).encode())
+    digest = hashlib.sha256(json.dumps(module_names).encode())
     for part in PARTS:
         for name in sorted(parts.get(part, ())):
             tensor = parts[part][name]

@@ -6,7 +6,7 @@ A resampler turns the conditions into coefficients; the coefficients mix a basis
 Down and up matrices are mixed apart, ID and Base branch likewise.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from .resampler import IDProjector, Resampler
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out")  # of one attention module, in the coefficients' order
 VECTORS_PER_MODULE = 2 * len(PROJECTIONS)  # a down and an up vector for each
 BRANCHES = ("id", "base")
+SCALE = 0.5  # alpha / rank, in both branches
 
 LoRA = dict[str, Tensor]
 
@@ -53,20 +54,28 @@ class Basis(nn.Module):
         """K, the number of matrices that are mixed."""
         return self.tensor(0, "to_q", "id", "down").shape[0]
 
-    def mix(self, coefficients: Tensor, branch: str) -> LoRA:
-        """coefficients [8 * modules, K] -> LoRA of the branch, on the coefficients' device and in their precision."""
-        alpha = torch.tensor(self.rank(branch) / 2)  # so that alpha / rank is 0.5 in both branches
-        lora: LoRA = {}
-        vectors = iter(coefficients)
+    def mixed(self, coefficients: Tensor, branch: str) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """coefficients [..., 8 * modules, K] -> LoRA key, down [..., in, r], up [..., r, out] of one linear after another.
+
+        All on the coefficients' device and in their precision; gradients go through.
+        """
+        vectors = iter(coefficients.unbind(-2))
         for i, module in enumerate(self.module_names):
             for projection in PROJECTIONS:
-                key = lora_key(module, projection)
+                sides = []
                 for side in ("down", "up"):
                     basis = self.tensor(i, projection, branch, side).to(coefficients)  # (K, a, b)
-                    mixed = next(vectors) @ basis.flatten(1)  # (K) x (K, a * b) -> (a * b)
-                    # (in, r) -> (r, in) for down, (r, out) -> (out, r) for up
-                    lora[f"{key}.lora_{side}.weight"] = mixed.view(basis.shape[1:]).T.contiguous()
-                lora[f"{key}.alpha"] = alpha.clone()
+                    mix = next(vectors) @ basis.flatten(1)  # (..., K) x (K, a * b) -> (..., a * b)
+                    sides.append(mix.unflatten(-1, basis.shape[1:]))
+                yield lora_key(module, projection), *sides
+
+    def mix(self, coefficients: Tensor, branch: str) -> LoRA:
+        """coefficients [8 * modules, K] -> LoRA of the branch, on the coefficients' device and in their precision."""
+        lora: LoRA = {}
+        for key, down, up in self.mixed(coefficients, branch):
+            lora[f"{key}.lora_down.weight"] = down.T.contiguous()  # (in, r) -> (r, in)
+            lora[f"{key}.lora_up.weight"] = up.T.contiguous()  # (r, out) -> (out, r)
+            lora[f"{key}.alpha"] = torch.tensor(self.rank(branch) * SCALE)
         return lora
 
 

@@ -92,10 +92,11 @@ class Block(nn.Module):
         self.norm_ff = norm()
         self.ff = FeedForward(width, config.feed_forward, operations, **factory)
 
-    def forward(self, latents: Tensor, x: Tensor, y: Tensor | None) -> Tensor:
+    def forward(self, latents: Tensor, x: Tensor | None, y: Tensor | None) -> Tensor:
         normed = self.norm_attn1(latents)
         latents = latents + self.attn1(normed, normed)
-        latents = latents + self.attn2(self.norm_attn2_l(latents), self.norm_attn2_x(x))
+        if x is not None:
+            latents = latents + self.attn2(self.norm_attn2_l(latents), self.norm_attn2_x(x))
         if y is not None:
             latents = latents + self.attn3(self.norm_attn3_l(latents), self.norm_attn3_y(y))
         return latents + self.ff(self.norm_ff(latents))
@@ -112,10 +113,14 @@ class Resampler(nn.Module):
         self.layers = nn.ModuleList(Block(config, operations, **factory) for _ in range(config.depth))
         self.proj_out = operations.Linear(config.width, config.out, **factory)
 
-    def forward(self, condition: Tensor, condition_2: Tensor | None = None) -> Tensor:
-        """condition [n, t, c], condition_2 [n, t2, c2] where the checkpoint has two -> [n, 8 * modules, K], not normed."""
-        latents = self.latents.to(condition).expand(len(condition), -1, -1)  # (n, l, width)
-        x = self.proj_in(condition)  # (n, t, width)
+    def forward(self, condition: Tensor | None, condition_2: Tensor | None = None) -> Tensor:
+        """condition [n, t, c], condition_2 [n, t2, c2] where the checkpoint has two -> [n, 8 * modules, K], not normed.
+
+        A condition that is None is bypassed, as training does stage by stage (reference section 4); one must be there.
+        """
+        given = condition if condition is not None else condition_2
+        latents = self.latents.to(given).expand(len(given), -1, -1)  # (n, l, width)
+        x = None if condition is None else self.proj_in(condition)  # (n, t, width)
         y = None if condition_2 is None else self.proj_in_2(condition_2)  # (n, t2, width)
         for block in self.layers:
             latents = block(latents, x, y)

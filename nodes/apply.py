@@ -1,6 +1,7 @@
 """A person's LoRA on the model, or in a file."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import comfy.lora
 import comfy.sd
@@ -11,7 +12,10 @@ from ..hyperlora_core import Identity, merge_branches, save_lora
 from ..hyperlora_core.hyperlora import LoRA
 from ..hyperlora_core.lora import NAMINGS, check_fits, check_weights
 from ..hyperlora_core.metadata import describe
+from .bypass import put_beside
 from .types import CATEGORY, IdentityType
+
+MERGE, BYPASS = "merge", "bypass"
 
 
 def weight_inputs() -> tuple[io.Float.Input, io.Float.Input]:
@@ -41,8 +45,8 @@ class HyperLoRAApply(io.ComfyNode):
             node_id="HyperLoRAApply",
             display_name="Apply HyperLoRA",
             category=CATEGORY,
-            description="Merges a person's LoRA into the model. A LoRA that doesn't fit the model is an error, never ignored.",
-            search_aliases=["hyperlora apply", "patch model", "face lora", "apply identity"],
+            description="Puts a person's LoRA on the model. A LoRA that doesn't fit the model is an error, never ignored.",
+            search_aliases=["hyperlora apply", "patch model", "face lora", "apply identity", "bypass lora"],
             inputs=[
                 io.Model.Input("model", tooltip="An SDXL model."),
                 io.LoraModel.Input("id_lora", tooltip="From Generate LoRA."),
@@ -51,36 +55,70 @@ class HyperLoRAApply(io.ComfyNode):
                     "base_lora", optional=True, tooltip="From Generate LoRA, where the checkpoint has a base branch."
                 ),
                 base_weight,
+                # last and optional: workflows from before it was there still run
+                io.Combo.Input(
+                    "mode",
+                    options=[MERGE, BYPASS],
+                    default=MERGE,
+                    optional=True,
+                    tooltip="merge: into the model's weights. bypass: beside them, so that another person or weight "
+                    "costs nothing, and quantised (fp8, GGUF) models keep their weights.",
+                ),
             ],
             outputs=[io.Model.Output("model", tooltip="For the sampler.")],
         )
 
     @classmethod
     def execute(
-        cls, model, id_lora: LoRA, weight: float, base_lora: LoRA | None = None, base_weight: float = 0.4
+        cls,
+        model,
+        id_lora: LoRA,
+        weight: float,
+        base_lora: LoRA | None = None,
+        base_weight: float = 0.4,
+        mode: str = MERGE,
     ) -> io.NodeOutput:
-        return io.NodeOutput(apply(model, id_lora, weight, base_lora, base_weight))
+        return io.NodeOutput(apply(model, id_lora, weight, base_lora, base_weight, mode))
 
 
-def apply(model, id_lora: LoRA, weight: float, base_lora: LoRA | None, base_weight: float):
-    """A clone of the model with one patch per weight, ID and base merged."""
+def apply(model, id_lora: LoRA, weight: float, base_lora: LoRA | None, base_weight: float, mode: str = MERGE):
+    """A clone of the model with ID and base as one: one patch per weight, or in bypass mode one product per layer."""
     check_weights(weight, base_weight)
     if base_lora is None or base_weight == 0:
         lora, strength = id_lora, weight  # as core's Load LoRA does it, to the last bit
     else:
         lora, strength = merge_branches(id_lora, base_lora, weight, base_weight), 1.0
+    layers = model_layers(model)
     # checked at weight 0 too, so that a wrong pair shows before somebody turns the weight up
-    check_fits(lora, model_layers(model))
+    check_fits(lora, {key: layer.shape for key, layer in layers.items()})
     if strength == 0:
         return model
-    return comfy.sd.load_lora_for_models(model, None, lora, strength, 0)[0]
+    if mode == MERGE:
+        return comfy.sd.load_lora_for_models(model, None, lora, strength, 0)[0]
+    if strength != 1:
+        lora = merge_branches(lora, None, strength)
+    return put_beside(model, lora, {key: layer.path for key, layer in layers.items()})
 
 
-def model_layers(model) -> dict[str, tuple[int, ...]]:
-    """LoRA key -> shape of the weight that it patches."""
-    weights = model.model.state_dict()
-    keys = comfy.lora.model_lora_keys_unet(model.model, {})
-    return {key: tuple(weights[name].shape) for key, name in keys.items() if isinstance(name, str) and name in weights}
+class Layer(NamedTuple):
+    """A layer of the model that a LoRA key names."""
+
+    path: str
+    shape: tuple[int, ...]  # (out, in, ...) of its weight
+
+
+def model_layers(model) -> dict[str, Layer]:
+    """LoRA key -> layer. A linear layer's own sizes count: a quantised weight is stored in another shape."""
+    modules = dict(model.model.named_modules())
+    layers = {}
+    for key, name in comfy.lora.model_lora_keys_unet(model.model, {}).items():
+        path = name.removesuffix(".weight") if isinstance(name, str) else None
+        module = modules.get(path)
+        if hasattr(module, "in_features"):
+            layers[key] = Layer(path, (module.out_features, module.in_features))
+        elif getattr(module, "weight", None) is not None:
+            layers[key] = Layer(path, tuple(module.weight.shape))
+    return layers
 
 
 class HyperLoRASaveLoRA(io.ComfyNode):

@@ -47,9 +47,7 @@ HTML = "<!DOCTYPE html><html><body>404</body></html>"
 CHECKPOINTS = {
     "modules missing": Case(lambda d: (d / MODULES).unlink(), (MODULES, "download")),
     "resampler missing": Case(lambda d: (d / RESAMPLER).unlink(), (RESAMPLER, "download")),
-    "projector missing": Case(
-        lambda d: (d / "id_projector.safetensors").unlink(), ("id_projector", "download")
-    ),
+    "projector missing": Case(lambda d: (d / "id_projector.safetensors").unlink(), ("id_projector", "download")),
     "modules truncated": Case(lambda d: cut(d / MODULES), (MODULES, "incomplete")),
     "resampler truncated": Case(lambda d: cut(d / RESAMPLER), (RESAMPLER, "incomplete")),
     "html as weights": Case(lambda d: (d / RESAMPLER).write_text(HTML), (RESAMPLER, "web page")),

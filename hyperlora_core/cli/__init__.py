@@ -10,7 +10,9 @@ COMMANDS = {
     "generate": "write a person's LoRA from photos",
     "portrait": "paint a person from photos, without ComfyUI",
     "download": "fetch weights into a ComfyUI models folder",
+    "prepare": "search, judge, cut and caption photos of people for training",
     "train": "train the demo's models on drawn portraits",
+    "evaluate": "measure likeness and editability on people whom no network has seen",
     "doctor": "say what is installed, found and missing, and how to mend it",
 }
 

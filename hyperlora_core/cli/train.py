@@ -11,11 +11,20 @@ import torch
 from tqdm import tqdm
 
 from ..errors import HyperLoRAError
+from ..locate import DEMO_CLIP, DEMO_FACES, demo_folder
 from ..train.config import config_path, load_config
+from ..train.sources import Sources
 
 # stage: its module in hyperlora_core.train and its folder in --out
-STAGES = {"demo-data": ("data", "data"), "demo-vae": ("demo_vae", "vae"), "demo-clip": ("demo_clip", "clip"),
-          "demo-unet": ("demo_unet", "unet")}  # fmt: skip
+HYPERLORA = ("base-lora", "id-clip", "id-embedding")
+STAGES = {
+    "demo-data": ("data", "data"),
+    "demo-faces": ("demo_faces", "data"),
+    "demo-vae": ("demo_vae", "vae"),
+    "demo-clip": ("demo_clip", "clip"),
+    "demo-unet": ("demo_unet", "unet"),
+    **{name: ("stage", name) for name in HYPERLORA},
+}
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -30,6 +39,20 @@ def add_arguments(parser: ArgumentParser) -> None:
         default=Path("outputs/train"),
         metavar="FOLDER",
         help="where all stages keep their work (default: %(default)s)",
+    )
+    parser.add_argument("--name", help="the stage's folder in --out, for a variant (default: the stage's name)")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="FOLDER",
+        help="training pictures, of demo-data or of prepare (default: --out/data)",
+    )
+    parser.add_argument(
+        "--base", type=Path, metavar="PATH", help="the SDXL model, a file or a diffusers folder (default: the demo's)"
+    )
+    parser.add_argument("--clip", type=Path, metavar="PATH", help="the CLIP image tower (default: the demo's)")
+    parser.add_argument(
+        "--faces", type=Path, metavar="FOLDER", help="the face pack that demo-faces runs (default: the demo's)"
     )
     parser.add_argument("--steps", type=int, metavar="N", help="steps in all, instead of the config's")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: %(default)s)")
@@ -48,26 +71,47 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> int:
     """Run the command."""
-    module_name, folder = STAGES[arguments.stage]
+    module_name, name = STAGES[arguments.stage]
     module = importlib.import_module(f"...train.{module_name}", __name__)
-    folder = arguments.out / folder
+    name = arguments.name or name
+    demo = demo_folder()
+    sources = Sources(
+        root=arguments.out,
+        data=arguments.data or arguments.out / "data",
+        base=arguments.base or demo,
+        clip=arguments.clip or demo / DEMO_CLIP,
+    )
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     device = arguments.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if arguments.stage == "demo-faces":
+        return _embed(module, sources.data, arguments.faces or demo / DEMO_FACES, arguments.workers)
     path = config_path(arguments.stage, arguments.config, device)
     if arguments.stage == "demo-data":
-        return _draw(module, load_config(path, module.DataConfig), folder, arguments.workers)
+        return _draw(module, load_config(path, module.DataConfig), sources.data, arguments.workers)
     if arguments.export:
-        print(module.export(arguments.out, arguments.export))
+        print(module.export(sources, name, arguments.export))
         return 0
     config = load_config(path, module.Config)
     if arguments.steps is not None:
         if arguments.steps < 1:
             raise HyperLoRAError(f"--steps {arguments.steps} trains nothing. Give 1 or more.")
         config = dataclasses.replace(config, loop=dataclasses.replace(config.loop, steps=arguments.steps))
-    return _train(module.make_task(config, arguments.out), config, folder, device, arguments)
+    return _train(module.make_task(config, sources, name), config, arguments.out / name, device, arguments)
+
+
+def _embed(module: "object", data: Path, pack: Path, workers: int) -> int:
+    with _bar(None, "faces", "portrait") as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        missed = module.embed_faces(data, pack, workers, progress)
+    print(f"No face was found in {missed} of {bar.total} portraits; HyperLoRA's stages leave them out.")
+    return 0
 
 
 def _draw(module: "object", config: "object", folder: Path, workers: int) -> int:
@@ -96,6 +140,6 @@ def _train(task: "object", config: "object", folder: Path, device: str, argument
     return 0
 
 
-def _bar(total: int, what: str, unit: str) -> tqdm:
+def _bar(total: int | None, what: str, unit: str) -> tqdm:
     """A progress bar with the time left; a line a minute where nobody watches, as in a log."""
     return tqdm(total=total, desc=what, unit=unit, mininterval=1 if sys.stderr.isatty() else 60, maxinterval=600)

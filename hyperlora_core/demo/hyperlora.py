@@ -31,8 +31,9 @@ Progress = Callable[[int, int], None]
 class HyperLoRASize:
     """Sizes of a HyperLoRA; the defaults are the published ones. `base_rank` 0: no base branch.
 
-    `effect` scales the up bases: at 1, a LoRA with its own scale of 0.5 changes each layer's output by about half of
-    what the layer itself gives; 0 starts training at no change.
+    `conditions`: what the ID branch reads, of "embedding" and "clip". `effect` scales the up bases: at 1, a LoRA with its
+    own scale of 0.5 changes each layer's output by about half of what the layer itself gives; 0 starts training at no
+    change.
     """
 
     bases: int = 128
@@ -44,6 +45,7 @@ class HyperLoRASize:
     head_width: int = 64
     clip_width: int = 1024
     id_tokens: int = 16
+    conditions: tuple[str, ...] = ("embedding", "clip")
     effect: float = 1.0
 
 
@@ -100,11 +102,14 @@ def SDXL_MODULES() -> Modules:
 def specs(modules: Modules, size: HyperLoRASize) -> Iterator[Spec]:
     """Every tensor of a checkpoint, part (file stem) after part."""
     yield from _bases(modules, size)
-    yield from _resampler("resampler", len(modules), size, conditions=2)
-    tokens = size.id_tokens * size.clip_width
-    yield Spec("id_projector", "0.weight", (tokens, FACE_WIDTH), std=1.0)  # an embedding has length 1, not sqrt(512)
-    yield Spec("id_projector", "0.bias", (tokens,))
-    yield from _norm("id_projector", "2", size.clip_width)
+    yield from _resampler("resampler", len(modules), size, conditions=len(size.conditions))
+    if "embedding" in size.conditions:
+        tokens = size.id_tokens * size.clip_width
+        yield Spec(
+            "id_projector", "0.weight", (tokens, FACE_WIDTH), std=1.0
+        )  # an embedding has length 1, not sqrt(512)
+        yield Spec("id_projector", "0.bias", (tokens,))
+        yield from _norm("id_projector", "2", size.clip_width)
     if size.base_rank:
         yield from _resampler("base_resampler", len(modules), size, conditions=1)
 

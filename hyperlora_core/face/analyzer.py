@@ -107,12 +107,13 @@ class FaceAnalyzer:
         """The recognition network's file name without ending: glintr100 (antelopev2, HyperLoRA's own), w600k_r50..."""
         return Path(self.app.models[RECOGNITION].model_file).stem
 
-    def detect(self, photo: np.ndarray) -> list[Detection]:
+    def detect(self, photo: np.ndarray, sizes: Sequence[int] = DETECTION_SIZES) -> list[Detection]:
         """The faces in a photo uint8 [h, w, 3] RGB, from left to right; empty when there are none.
 
-        Sizes are tried in turn until faces appear; then the photo with a border, for faces that fill the frame.
+        The detector's input `sizes` (pixels, multiples of 32) are tried in turn until faces appear; then the photo with
+        a border, for faces that fill the frame.
         """
-        return self._detect(_bgr(photo))
+        return self._detect(_bgr(photo), sizes)
 
     def describe(self, photo: np.ndarray, detection: Detection) -> Face:
         """Landmarks and embedding of one detected face. Raises HyperLoRAError when they come out unusable."""
@@ -138,11 +139,11 @@ class FaceAnalyzer:
     def faces(self, photo: np.ndarray) -> list[Face]:
         """All faces of a photo, from left to right."""
         bgr = _bgr(photo)
-        return [self._describe(bgr, detection) for detection in self._detect(bgr)]
+        return [self._describe(bgr, detection) for detection in self._detect(bgr, DETECTION_SIZES)]
 
-    def _detect(self, bgr: np.ndarray) -> list[Detection]:
+    def _detect(self, bgr: np.ndarray, wanted: Sequence[int]) -> list[Detection]:
         height, width = bgr.shape[:2]
-        sizes = self._sizes()
+        sizes = self._sizes(wanted)
         for size in sizes:
             if found := self._detect_at(bgr, size):
                 return found
@@ -161,12 +162,12 @@ class FaceAnalyzer:
             if np.isfinite(boxes[i]).all() and (boxes[i, 2:4] - boxes[i, :2] >= 1).all()
         ]
 
-    def _sizes(self) -> Sequence[tuple[int, int]]:
+    def _sizes(self, wanted: Sequence[int]) -> Sequence[tuple[int, int]]:
         """Width and height of the detector's input, to be tried in turn; a network with a fixed input has only one."""
         height, width = self.app.models[DETECTION].input_shape[2:]
         if isinstance(height, int) and isinstance(width, int):
             return [(width, height)]
-        return [(size, size) for size in DETECTION_SIZES]
+        return [(size, size) for size in wanted]
 
     def _describe(self, bgr: np.ndarray, detection: Detection) -> Face:
         record = require("insightface.app.common", "Describing faces").Face(

@@ -11,7 +11,7 @@ from ..errors import HyperLoRAError
 
 Config = TypeVar("Config")
 SHIPPED = Path(__file__).with_name("configs")
-PROFILES = ("gpu", "cpu")
+PROFILES = ("gpu", "cpu", "sdxl")  # the demo on a GPU, on a CPU; the paper's numbers
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,6 +21,7 @@ from .captions import face_caption, picture_caption, surroundings_caption
 from .config import LoopConfig
 from .data import Data, clip_input
 from .loop import CHECKPOINT, Draw, load_trained
+from .sources import Sources
 
 VIEWS = ("picture", "face", "surroundings")
 
@@ -134,9 +135,9 @@ class CLIPTask:
         """Nothing to look at: a contrast makes no pictures."""
 
 
-def make_task(config: Config, root: Path) -> CLIPTask:
-    """The task on the portraits in `root`/data."""
-    return CLIPTask(config, Data(root / "data"))
+def make_task(config: Config, sources: Sources, _name: str) -> CLIPTask:
+    """The task on drawn portraits."""
+    return CLIPTask(config, Data(sources.data))
 
 
 def trained(root: Path) -> Contrast:
@@ -144,9 +145,9 @@ def trained(root: Path) -> Contrast:
     return load_trained(root / "clip" / CHECKPOINT, Config, lambda config: Contrast(config.clip))
 
 
-def export(root: Path, folder: Path) -> Path:
+def export(sources: Sources, _name: str, folder: Path) -> Path:
     """Write text encoders and tower into the demo's folder; returns the tower's file."""
-    module = trained(root)
+    module = trained(sources.root)
     texts = {"text_encoder": module.text_encoder, "text_encoder_2": module.text_encoder_2}
     sdxl.save_models(folder / models.SDXL_FOLDER, sdxl.DEMO, texts)
     file = folder / models.CLIP_FOLDER / "model.safetensors"

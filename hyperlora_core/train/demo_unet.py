@@ -5,7 +5,6 @@ conditions, captions left out now and then for guidance (Ho and Salimans 2022, a
 the weights. `snr_limit` weights the steps by min-SNR (Hang et al. 2023, arXiv 2303.09556).
 """
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,12 +16,13 @@ from torch import Tensor, nn
 from .. import packages
 from ..demo import models, sdxl
 from ..demo.tokenizer import POSITIONS, sdxl_tokenizers
-from ..files import written_aside
 from . import demo_clip, demo_vae
 from .config import LoopConfig
 from .data import SIZE, Data, pictures_to_model
+from .features import RowCache, encode_pictures, fingerprint
 from .loop import CHECKPOINT, Draw, load_trained
 from .sheets import sheet
+from .sources import Sources
 
 SHEET_SEED = 0
 
@@ -117,58 +117,22 @@ class TextEncoders:
         self.known |= dict(zip(captions, torch.stack(both, 1), strict=True))
 
 
-class LatentCache:
-    """The portraits' latents, fp16, each encoded when it is first asked for and kept beside the portraits.
-
-    The folder's name holds the autoencoder's fingerprint: another autoencoder starts another cache.
-    """
-
-    BLOCK = 64  # pictures encoded at once
-
-    def __init__(self, data: Data, vae: nn.Module):
-        self.data, self.vae = data, vae
-        digest = hashlib.sha256()
-        for value in vae.state_dict().values():
-            digest.update(value.cpu().numpy().tobytes())
-        folder = data.folder / f"latents_{digest.hexdigest()[:12]}"
-        shape = (len(data), 4, SIZE // 8, SIZE // 8)
-        self.latents = _memory_mapped(folder / "latents.npy", np.float16, shape)
-        self.known = _memory_mapped(folder / "known.npy", np.uint8, (len(data),))
-
-    @torch.no_grad()
-    def get(self, rows: np.ndarray, device: torch.device) -> Tensor:
-        """Latents float32 [n, 4, 16, 16] of the portraits `rows` [n]."""
-        missing = np.unique(rows[self.known[rows] == 0])
-        for block in np.split(missing, range(self.BLOCK, len(missing), self.BLOCK)):
-            if len(block):
-                pictures = pictures_to_model(self.data.images[block], device)
-                self.latents[block] = self.vae.to(device).encode(pictures).latents.half().cpu().numpy()
-                self.known[block] = 1
-        return torch.from_numpy(self.latents[rows].astype(np.float32)).to(device)
-
-
-def _memory_mapped(path: Path, dtype: type, shape: tuple[int, ...]) -> np.memmap:
-    """The array at `path`, writable; zeros where there is none yet."""
-    if not path.exists():
-        with written_aside(path) as aside:
-            np.lib.format.open_memmap(aside, "w+", dtype, shape).flush()
-    return np.load(path, mmap_mode="r+")
-
-
 class UNetTask:
     """Noisy latents of all training portraits with their captions."""
 
     def __init__(self, config: Config, data: Data, vae: nn.Module, texts: TextEncoders):
         self.config, self.data, self.texts = config.unet, data, texts
         self.module = Denoising()
-        self.schedule, self.cache = Schedule(), LatentCache(data, vae)
+        self.schedule, self.vae = Schedule(), vae
+        folder = data.folder / f"latents_{fingerprint(vae)}"
+        self.latents = RowCache(folder, len(data), (4, SIZE // 8, SIZE // 8), self._encode)
 
     def batch(self, draw: Draw) -> dict[str, Tensor]:
         rng, n = draw.rng, draw.batch
         rows = rng.integers(len(self.data), size=n)
         captions = ["" if rng.random() < self.config.caption_dropout else self.data.caption(row) for row in rows]
         steps = torch.from_numpy(rng.integers(len(self.schedule.signal), size=n)).to(draw.device)
-        latents = self.cache.get(rows, draw.device)
+        latents = torch.from_numpy(self.latents.get(rows)).to(draw.device)
         noise = torch.from_numpy(rng.standard_normal(latents.shape, np.float32)).to(draw.device)
         text, pooled = self.texts(captions, draw.device)
         return {
@@ -180,6 +144,10 @@ class UNetTask:
             "pooled": pooled,
             "time_ids": self._time_ids(rng, n).to(draw.device),
         }
+
+    def _encode(self, rows: np.ndarray) -> np.ndarray:
+        device = next(self.module.parameters()).device
+        return encode_pictures(self.vae.to(device), pictures_to_model(self.data.images[rows], device)).cpu().numpy()
 
     def _time_ids(self, rng: np.random.Generator, n: int) -> Tensor:
         """Original height and width, the crop's corner, target height and width: [n, 6]."""
@@ -193,7 +161,7 @@ class UNetTask:
         (tokenizer, tokenizer_2), (encoder, encoder_2) = self.texts.tokenizers, self.texts.encoders
         unet = self.module.unet
         pipeline = diffusers.StableDiffusionXLPipeline(
-            vae=self.cache.vae.to(unet.device),
+            vae=self.vae.to(unet.device),
             text_encoder=encoder.to(unet.device),
             text_encoder_2=encoder_2.to(unet.device),
             tokenizer=tokenizer,
@@ -223,15 +191,15 @@ class UNetTask:
         return sheet([self.data.images[rows], *painted])
 
 
-def make_task(config: Config, root: Path) -> UNetTask:
-    """The task on `root`'s portraits, trained autoencoder and trained text encoders."""
-    pair = demo_clip.trained(root)
+def make_task(config: Config, sources: Sources, _name: str) -> UNetTask:
+    """The task on drawn portraits, the trained autoencoder and trained text encoders."""
+    pair = demo_clip.trained(sources.root)
     texts = TextEncoders(pair.text_encoder, pair.text_encoder_2)
-    return UNetTask(config, Data(root / "data"), demo_vae.trained(root), texts)
+    return UNetTask(config, Data(sources.data), demo_vae.trained(sources.root), texts)
 
 
-def export(root: Path, folder: Path) -> Path:
+def export(sources: Sources, _name: str, folder: Path) -> Path:
     """Write the UNet into the demo's folder; returns its file."""
-    module = load_trained(root / "unet" / CHECKPOINT, Config, lambda _config: Denoising())
+    module = load_trained(sources.root / "unet" / CHECKPOINT, Config, lambda _config: Denoising())
     sdxl.save_models(folder / models.SDXL_FOLDER, sdxl.DEMO, {"unet": module.unet})
     return folder / models.SDXL_FOLDER / "unet" / sdxl.WEIGHT_FILES["unet"]

@@ -20,6 +20,9 @@ from .config import LoopConfig
 from .data import SIZE, Data, pictures_from_model, pictures_to_model
 from .loop import CHECKPOINT, Draw, load_trained
 from .sheets import sheet
+from .sources import Sources
+
+START_PICTURES = 64
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,6 @@ class Reconstruction(nn.Module):
         self.config = config
         self.vae = sdxl.random_models(sdxl.DEMO)["vae"]
         narrow(self.vae, config.widths)
-        start_linear(self.vae)
 
     def forward(self, pictures: Tensor) -> dict[str, Tensor]:
         latents = self.vae.encode(pictures).latents
@@ -91,22 +93,49 @@ def widened(vae: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def start_linear(vae: nn.Module, residual: float = 0.1) -> None:
-    """Start an AutoencoderTiny with layers that keep their input's deviation (He et al. 2015, arXiv 1502.01852) and
-    with residual branches that hardly count.
+def start_with_colours(vae: nn.Module, pictures: Tensor, residual: float = 0.1) -> None:
+    """Start an AutoencoderTiny as one that passes on each 8 x 8 block's mean colour, on `pictures` [n, 3, h, w].
 
-    PyTorch's own start shrinks what a picture contributes from layer to layer, colours most: hundreds of steps later
-    the latents still held brightness alone.
+    Started at random it finds brightness at once and colours thousands of steps later, if at all. The first three
+    channels of every layer carry red, green and blue; the other layers keep their input's deviation (He et al. 2015,
+    arXiv 1502.01852). Three latents are the colours, whitened; the fourth is free.
     """
-    for layer in vae.modules():
-        if isinstance(layer, nn.Conv2d):
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
-    for block in vae.modules():
-        if hasattr(block, "conv") and hasattr(block, "fuse"):
-            [layer for layer in block.conv if isinstance(layer, nn.Conv2d)][-1].weight *= residual
-    sdxl.scale_ends(vae)
+    mean, whiten = _whitening(pictures)
+    for half in (vae.encoder, vae.decoder):
+        convs = [layer for layer in half.layers.modules() if isinstance(layer, nn.Conv2d)]
+        for conv in convs:
+            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+            if conv.bias is not None:
+                nn.init.zeros_(conv.bias)
+        for block in half.layers.modules():
+            if hasattr(block, "fuse"):  # a residual block, which hardly counts at first, and not for the colours
+                end = [layer for layer in block.conv if isinstance(layer, nn.Conv2d)][-1]
+                end.weight *= residual
+                end.weight[:3] = 0
+        for layer in half.layers:
+            if isinstance(layer, nn.Conv2d):
+                layer.weight[:3] = 0
+                taps = layer.weight[:3, :3]
+                eye = torch.eye(3)
+                if layer.stride == (2, 2):
+                    taps += eye[:, :, None, None] / 9
+                else:
+                    taps[:, :, 1, 1] = eye
+        first, last = convs[0], convs[-1]
+        if half is vae.encoder:
+            last.weight[:3, :3, 1, 1], last.bias[:3] = whiten, -whiten @ mean
+            free = half(pictures)[:, 3]
+            last.weight[3] /= free.std()
+            last.bias[3] = -free.mean() / free.std()
+        else:
+            first.weight[:3, :3, 1, 1], first.bias[:3] = torch.linalg.inv(whiten), mean
+
+
+def _whitening(pictures: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean [3] and whitening matrix [3, 3] of the colours, in 0..1, of 8 x 8 blocks."""
+    colours = functional.avg_pool2d(pictures.add(1).div(2), 8).movedim(1, 0).flatten(1)  # (3, n * h * w)
+    values, vectors = torch.linalg.eigh(torch.cov(colours))
+    return colours.mean(1), (vectors * values.rsqrt()).T
 
 
 def moment_loss(latents: Tensor) -> Tensor:
@@ -141,6 +170,9 @@ class VAETask:
     def __init__(self, config: Config, data: Data):
         self.config, self.data = config, data
         self.module = Reconstruction(config.vae)
+        start_with_colours(
+            self.module.vae, pictures_to_model(data.images[data.spread(START_PICTURES)], torch.device("cpu"))
+        )
 
     def batch(self, draw: Draw) -> dict[str, Tensor]:
         sides = self.config.vae.crops
@@ -160,9 +192,9 @@ class VAETask:
         return sheet([pictures, pictures_from_model(decoded)])
 
 
-def make_task(config: Config, root: Path) -> VAETask:
-    """The task on the portraits in `root`/data."""
-    return VAETask(config, Data(root / "data"))
+def make_task(config: Config, sources: Sources, _name: str) -> VAETask:
+    """The task on drawn portraits."""
+    return VAETask(config, Data(sources.data))
 
 
 def trained(root: Path) -> nn.Module:
@@ -170,7 +202,7 @@ def trained(root: Path) -> nn.Module:
     return load_trained(root / "vae" / CHECKPOINT, Config, lambda config: Reconstruction(config.vae)).vae
 
 
-def export(root: Path, folder: Path) -> Path:
+def export(sources: Sources, _name: str, folder: Path) -> Path:
     """Write the trained autoencoder into the demo's folder; returns its file."""
-    sdxl.save_models(folder / models.SDXL_FOLDER, sdxl.DEMO, {"vae": widened(trained(root))})
+    sdxl.save_models(folder / models.SDXL_FOLDER, sdxl.DEMO, {"vae": widened(trained(sources.root))})
     return folder / models.SDXL_FOLDER / "vae" / sdxl.WEIGHT_FILES["vae"]

@@ -271,15 +271,24 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise HyperLoRAError(f"{path} can't be read as a checkpoint: delete it and train again.") from error
 
 
+def trained_values(path: Path) -> dict[str, Tensor]:
+    """The trained tensors of a checkpoint by name: their moving average where there is one."""
+    state = read_checkpoint(path)
+    values = state["ema"]["shadow_params"] if state["ema"] is not None else state["module"].values()
+    return dict(zip(state["module"], values, strict=True))
+
+
+def load_trained_config(path: Path, kind: type) -> Any:
+    """The config that a checkpoint was trained with, of the dataclass `kind`."""
+    return from_flat(kind, json.loads(read_checkpoint(path)["config"]), path)
+
+
 def load_trained(path: Path, kind: type, build: Callable[[Any], nn.Module]) -> nn.Module:
-    """Build the module that a checkpoint is of, frozen, with the moving average of its weights where there is one.
+    """Build the module that a checkpoint is of, frozen, with its trained values.
 
     `build(config)` makes it untrained from the checkpoint's own config, of the dataclass `kind`.
     """
-    state = read_checkpoint(path)
-    module = build(from_flat(kind, json.loads(state["config"]), path))
-    values = state["ema"]["shadow_params"] if state["ema"] is not None else state["module"].values()
-    given = dict(zip(state["module"], values, strict=True))
+    module, given = build(load_trained_config(path, kind)), trained_values(path)
     _check_shapes(given, {name: p for name, p in module.named_parameters() if p.requires_grad}, path)
     module.load_state_dict(given, strict=False)
     return module.eval().requires_grad_(False)

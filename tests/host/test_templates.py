@@ -116,5 +116,7 @@ def test_portrait_lacks_nothing_but_the_weights(server):
 def test_demo_paints_the_person_that_its_note_offers(server):
     workflow = read("api/demo.json")
     (photo,) = (node for node in workflow.values() if node["class_type"] == "LoadImage")
-    photo["inputs"]["image"] = server.upload((FOLDER / "hyperlora_demo_person.png").read_bytes(), "hyperlora_demo_person.png")
+    photo["inputs"]["image"] = server.upload(
+        (FOLDER / "hyperlora_demo_person.png").read_bytes(), "hyperlora_demo_person.png"
+    )
     assert server.run(workflow).picture().shape == (128, 128, 3)

@@ -1,0 +1,155 @@
+"""What is measured on a method's pictures, picture by picture, and summed over people."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from .attributes import Looks, asked, right
+from .figures import Measured, along, share
+from .instruments import Readings
+from .people import Person
+
+CARRIED = ("background", "shirt")  # what the base branch is for: surroundings and clothes, by their colours
+
+
+class PictureScore(NamedTuple):
+    """One picture's measurements."""
+
+    prompt: str
+    found: bool  # a face
+    cosine: float  # to the person's gallery photo, by the measuring network; 0 without a face
+    rank: int  # of the person among all by that cosine, 1 the nearest; the last without a face
+    copied: float  # WithAnyone's copy-paste metric; NaN without a face
+    seen: Looks
+    right: dict[str, bool]  # of what the prompt asks for
+    carried: dict[str, bool]  # whether CARRIED are those of the first photo
+    clip_i: float  # cosine of CLIP's views with and without identity; NaN where there is no such pair
+
+
+class Known(NamedTuple):
+    """Embeddings [people, c] of what is known to show each person: the gallery, and the first photo."""
+
+    gallery: np.ndarray
+    photos: np.ndarray
+
+
+def ranks(embeddings: np.ndarray, gallery: np.ndarray) -> np.ndarray:
+    """Place of each person for their own pictures: embeddings [p, k, c], gallery [p, c] -> [p, k], 1 is the nearest.
+
+    Ties count against the person, so that a picture without a face (zeros) comes last.
+    """
+    alike = embeddings @ gallery.T  # (p, k, c) x (c, p) -> (p, k, p)
+    own = np.einsum("pkp->pk", alike)[..., None]
+    return (alike >= own).sum(2)
+
+
+def copy_paste(picture: np.ndarray, truth: np.ndarray, photo: np.ndarray) -> np.ndarray:
+    """How much nearer a picture is to the reference photo than to another true picture, in units of these two's
+    distance: (theta_gt - theta_gr) / theta_tr (WithAnyone, arXiv 2510.14975). Embeddings [..., c] of length 1.
+
+    -1: like the other true picture; 0: equally far from both; 1: a copy of the photo.
+    """
+
+    def angle(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return np.arccos(np.clip((a * b).sum(-1), -1, 1))
+
+    return (angle(picture, truth) - angle(picture, photo)) / np.maximum(angle(truth, photo), 1e-6)
+
+
+def score_pictures(
+    people: Sequence[Person], prompts: str, read: Readings, known: Known, base: Readings | None = None
+) -> list[list[PictureScore]]:
+    """Score the readings of people's pictures for their `prompts` (a set's name), person after person.
+
+    `base`: the readings of the same prompts and noises without identity.
+    """
+    k = len(read.embeddings) // len(people)
+    embeddings = read.embeddings.reshape(len(people), k, -1)
+    cosines = np.einsum("pkc,pc->pk", embeddings, known.gallery)
+    places = ranks(embeddings, known.gallery)
+    copied = copy_paste(embeddings, known.gallery[:, None], known.photos[:, None])
+    clip_i = np.full(len(people) * k, np.nan) if base is None else (read.clip * base.clip).sum(1)
+    rows = []
+    for i, person in enumerate(people):
+        row = []
+        for j, prompt in enumerate(person.prompts[prompts]):
+            at = i * k + j
+            found, seen = bool(read.found[at]), read.looks[at]
+            row.append(
+                PictureScore(
+                    prompt=prompt,
+                    found=found,
+                    cosine=float(cosines[i, j]),
+                    rank=int(places[i, j]),
+                    copied=float(copied[i, j]) if found else np.nan,
+                    seen=seen,
+                    right=right(asked(prompt), seen),
+                    carried=right({name: person.looks[name] for name in CARRIED}, seen),
+                    clip_i=float(clip_i[at]),
+                )
+            )
+        rows.append(row)
+    return rows
+
+
+def measured(
+    scores: list[list[PictureScore]],
+    none: list[list[PictureScore]],
+    truth: list[list[PictureScore]],
+    edits: bool,
+) -> dict[str, Measured]:
+    """Name -> measurement of a method's `scores` [people][pictures].
+
+    `none`: the base model's; `truth`: those of other true renders. `edits`: whether `scores` and `none` are of the same
+    prompts and noises, so that what the base model gets right can be asked for.
+    """
+    cosine, without, true = (_array(rows, "cosine") for rows in (scores, none, truth))
+    measures = {
+        "retrieval": share(_array(scores, "rank") == 1),
+        "similarity": Measured(np.stack([side.mean(1) for side in (cosine, without, true)], 1), along),
+        "cosine": share(cosine),
+        "faces": share(_array(scores, "found")),
+        "prompt": _hits(scores, "right"),
+        "carried": _hits(scores, "carried"),
+        "copy-paste": _mean(_array(scores, "copied")),
+        "CLIP-I": _mean(_array(scores, "clip_i")),
+    }
+    if edits:
+        measures["editability"] = _kept(scores, none)
+        names = sorted({name for row in scores for score in row for name in score.right})
+        measures |= {f"editability, {name}": _kept(scores, none, name) for name in names}
+    return measures
+
+
+def _array(scores: list[list[PictureScore]], field: str) -> np.ndarray:
+    return np.array([[getattr(score, field) for score in row] for row in scores])
+
+
+def _mean(values: np.ndarray) -> Measured:
+    """Of the values [p, k] that aren't NaN."""
+    known = np.isfinite(values)
+    return share(np.where(known, values, 0.0), known)
+
+
+def _hits(scores: list[list[PictureScore]], field: str) -> Measured:
+    """Share of True among the attributes of the pictures' `field`."""
+    sets: list[list[Mapping[str, bool]]] = [[getattr(score, field) for score in row] for row in scores]
+    hits = np.array([[sum(of.values()) for of in row] for row in sets])
+    return share(hits, np.array([[len(of) for of in row] for row in sets]))
+
+
+def _kept(scores: list[list[PictureScore]], none: list[list[PictureScore]], only: str | None = None) -> Measured:
+    """Of the attributes that the base model's picture has right, the share that is right here too."""
+
+    def kept(score: PictureScore, base: PictureScore) -> tuple[int, int]:
+        names = [name for name, hit in base.right.items() if hit and only in (None, name)]
+        return sum(score.right[name] for name in names), len(names)
+
+    counts = np.array(
+        [
+            [kept(score, base) for score, base in zip(row, base_row, strict=True)]
+            for row, base_row in zip(scores, none, strict=True)
+        ]
+    )  # (p, k, 2)
+    return share(counts[..., 0], counts[..., 1])

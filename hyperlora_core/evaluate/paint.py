@@ -1,0 +1,123 @@
+"""Many pictures in one batch of the UNet, each with a LoRA, a prompt and a noise of its own."""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import HyperLoRAError
+from ..inject import Injection, LowRank
+from ..lora import pairs
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionXLPipeline
+
+BATCH = 16  # pictures; twice as many for the UNet under guidance
+
+
+class Job(NamedTuple):
+    """A picture to paint."""
+
+    prompt: str
+    seed: int  # of its noise: the same noise in any batch and on every device
+    lora: Mapping[str, Tensor] | None = None  # used at weight 1; all of one batch have the same layers and ranks
+
+
+class Painter:
+    """Paints as `pipeline.render` does after `apply_lora`, up to rounding, but many pictures of many people at once."""
+
+    def __init__(
+        self,
+        pipeline: "StableDiffusionXLPipeline",
+        steps: int = 20,
+        cfg: float = 5.0,
+        negative: str = "",
+        clip_skip: int = 2,
+    ):
+        """`clip_skip` counts as `pipeline.render` does."""
+        self.pipeline, self.steps, self.cfg, self.negative, self.clip_skip = pipeline, steps, cfg, negative, clip_skip
+        self._embeddings: dict[str, tuple[Tensor, ...]] = {}
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """All that decides over a picture besides its job."""
+        return {
+            "base model": fingerprint(self.pipeline.unet),
+            "steps": self.steps,
+            "cfg": self.cfg,
+            "negative": self.negative,
+            "clip skip": self.clip_skip,
+        }
+
+    def paint(self, jobs: Sequence[Job], progress: Callable[[int, int], None] | None = None) -> list[np.ndarray]:
+        """Paint `jobs` side by side: uint8 [h, w, 3] each, in the size the model was made for.
+
+        `progress(steps done, steps)` may raise to stop. Raises HyperLoRAError when only some jobs have a LoRA.
+        """
+        loras = [job.lora for job in jobs if job.lora is not None]
+        if loras and len(loras) < len(jobs):
+            raise HyperLoRAError("Pictures with and without a LoRA can't be painted in one batch: paint them apart.")
+        positive, negative, pooled, negative_pooled = (
+            torch.cat(parts) for parts in zip(*(self._embed(job.prompt) for job in jobs), strict=True)
+        )
+
+        def after_step(_pipeline: object, step: int, _timestep: object, tensors: dict) -> dict:
+            if progress is not None:
+                progress(step + 1, self.steps)
+            return tensors
+
+        guided = self.cfg > 1
+        lora = stacked(loras, copies=2 if guided else 1)
+        injection = Injection(self.pipeline.unet, lora)
+        try:
+            injection.set(lora)
+            pictures = self.pipeline(
+                prompt_embeds=positive,
+                negative_prompt_embeds=negative if guided else None,
+                pooled_prompt_embeds=pooled,
+                negative_pooled_prompt_embeds=negative_pooled if guided else None,
+                num_inference_steps=self.steps,
+                guidance_scale=self.cfg,
+                generator=[torch.Generator().manual_seed(job.seed) for job in jobs],
+                callback_on_step_end=after_step,
+            ).images
+        finally:
+            injection.remove()
+        return [np.asarray(picture) for picture in pictures]
+
+    def _embed(self, prompt: str) -> tuple[Tensor, ...]:
+        """The prompt's and the negative prompt's [1, 77, c] each, then their pooled [1, c]; made once per prompt."""
+        if prompt not in self._embeddings:
+            self._embeddings[prompt] = self.pipeline.encode_prompt(
+                prompt, negative_prompt=self.negative, clip_skip=self.clip_skip - 2
+            )
+        return self._embeddings[prompt]
+
+
+def stacked(loras: Sequence[Mapping[str, Tensor]], copies: int = 1) -> dict[str, LowRank]:
+    """LoRAs of n pictures as what `Injection` takes: down [copies * n, in, r], up [copies * n, r, out].
+
+    `copies` 2: once for the prompts and once for the negative prompts, as in a model that carries the LoRA.
+    """
+    by_key: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    for lora in loras:
+        for key, down, up, scale in pairs(lora):
+            by_key.setdefault(key, []).append((down.T, (up * scale).T))
+    layers = {}
+    for key, matrices in by_key.items():
+        downs, ups = (torch.stack(list(side)) for side in zip(*matrices, strict=True))
+        layers[key] = LowRank(downs.repeat(copies, 1, 1), ups.repeat(copies, 1, 1))
+    return layers
+
+
+def fingerprint(module: torch.nn.Module) -> str:
+    """16 hex digits that tell networks apart: names, shapes, and values from all over every tensor."""
+    digest = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        flat = tensor.flatten()
+        sample = flat[:: max(1, len(flat) // 64)].float().cpu().numpy()
+        digest.update(f"{name}{list(tensor.shape)}".encode() + sample.tobytes())
+    return digest.hexdigest()[:16]

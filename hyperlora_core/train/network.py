@@ -1,0 +1,99 @@
+"""HyperLoRA as a network to train: in batches of different people, with gradients, a part of it at a time.
+
+Which part a stage trains is said in groups of tensors:
+
+    base        the base branch: its resampler and its bases
+    trunk       the ID resampler's latents, self-attention, feed-forward and output
+    clip        what reads CLIP tokens in it
+    embedding   what reads the face embedding in it, and the ID projector
+    bases       the ID branch's bases
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..checkpoint import MODULES, assemble, save_hyperlora
+from ..demo.hyperlora import HyperLoRASize, Modules, random_hyperlora
+from ..encode import RECOGNITION
+from ..hyperlora import PROJECTIONS, SCALE, HyperLoRA, lora_key
+from ..inject import LowRank
+
+GROUPS = ("base", "trunk", "clip", "embedding", "bases")
+
+
+class Network(nn.Module):
+    """A HyperLoRA's modules under one roof; `hyper` is the same thing as everything else in the library knows it."""
+
+    def __init__(self, modules: Modules, size: HyperLoRASize, seed: int):
+        super().__init__()
+        self.hyper: HyperLoRA = assemble(list(modules), random_hyperlora(modules, size, seed))
+        self.encoder, self.basis = self.hyper.encoder, self.hyper.basis
+        self.conditions = size.conditions
+        if len(self.conditions) > 1:  # what reads the embedding comes last and must begin by changing nothing
+            for block in self.encoder["resampler"].layers:
+                nn.init.zeros_(block.attn2.to_out[0].weight)
+
+    def keys(self) -> list[str]:
+        """The LoRA keys of all layers."""
+        return [lora_key(module, projection) for module in self.hyper.module_names for projection in PROJECTIONS]
+
+    def choose(self, groups: Sequence[str]) -> None:
+        """Train these groups and freeze the others."""
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(group_of(name, self.conditions) in groups)
+
+    def coefficients(self, embeds: Tensor | None, tokens: Tensor | None) -> Tensor:
+        """The ID branch on n photos of n people: embeds [n, 512] and CLIP tokens [n, t, c] -> [n, 8 * modules, K].
+
+        None: that condition is bypassed.
+        """
+        projected = None if embeds is None else self.encoder["id_projector"](embeds)
+        if "embedding" not in self.conditions:
+            return _normed(self.encoder["resampler"](tokens))
+        return _normed(self.encoder["resampler"](projected, tokens))
+
+    def base_coefficients(self, tokens: Tensor) -> Tensor:
+        """The base branch on CLIP tokens [n, t, c] of face-blurred pictures -> [n, 8 * modules, K]."""
+        return _normed(self.encoder["base_resampler"](tokens))
+
+    def low_rank(self, coefficients: Tensor, branch: str, weights: Tensor) -> dict[str, LowRank]:
+        """One LoRA for each of n pictures at its weight [n]: coefficients [n, 8 * modules, K] -> key -> LowRank."""
+        scale = (SCALE * weights).view(-1, 1, 1)
+        return {key: LowRank(down, up * scale) for key, down, up in self.basis.mixed(coefficients, branch)}
+
+    def save(self, folder: Path, recognition: str) -> None:
+        """Write the checkpoint folder that every loader reads, in fp16; `recognition`: see encode.RECOGNITION."""
+        parts = {MODULES: {name.replace("/", "."): value for name, value in self.basis.named_parameters()}}
+        parts |= {part: module.state_dict() for part, module in self.encoder.items()}
+        halves = {part: {name: t.detach().half() for name, t in tensors.items()} for part, tensors in parts.items()}
+        hyper = assemble(list(self.hyper.module_names), halves, dtype=torch.float16)
+        save_hyperlora(hyper, folder, {RECOGNITION: recognition})
+
+
+def joined(one: Mapping[str, LowRank], other: Mapping[str, LowRank]) -> dict[str, LowRank]:
+    """Two LoRAs on the same layers as one."""
+    return {key: one[key].joined(other[key]) for key in one}
+
+
+def group_of(name: str, conditions: Sequence[str]) -> str:
+    """The group of a Network's tensor."""
+    if name.startswith("encoder.base_resampler.") or re.match(r"basis\..*base_(down|up)_basis", name):
+        return "base"
+    if name.startswith("basis."):
+        return "bases"
+    if name.startswith("encoder.id_projector."):
+        return "embedding"
+    if re.search(r"proj_in_2\.|attn3", name):  # attn3 and its norms read the second condition, attn2 the first
+        return conditions[1]
+    if re.search(r"proj_in\.|attn2", name):
+        return conditions[0]
+    return "trunk"
+
+
+def _normed(coefficients: Tensor) -> Tensor:
+    coefficients = coefficients.float()
+    return coefficients * torch.rsqrt(coefficients.square().sum(-1, keepdim=True) + 1e-8)

@@ -1,0 +1,327 @@
+"""HyperLoRA's training, stage by stage (arXiv 2503.16944, section 3.4; reference facts in docs/training.md).
+
+    base-lora      the base branch, on pictures whose face is blurred; no ID branch
+    id-clip        the ID branch on CLIP tokens, beside the frozen base branch; the face embedding bypassed
+    id-embedding   the ID branch on the face embedding too, what reads CLIP tokens frozen
+
+All are one task: what is trained, what the ID branch reads and which stages came before stand in the config. The LoRAs
+are computed beside the frozen UNet's layers (`inject`), another one for every picture of a batch.
+
+While the ID branch trains, each picture draws one of three scenarios:
+
+    (a) trigger words, ID and base: reconstruct the picture
+    (b) no trigger words, ID alone: predict what the frozen model does
+    (c) no trigger words, ID and base: predict what the frozen model does with the base alone
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ..demo.hyperlora import HyperLoRASize, unet_modules
+from ..errors import HyperLoRAError
+from ..inject import Injection, LowRank
+from ..pipeline import load_pipeline
+from ..prompt import with_trigger
+from ..vision import VisionEncoder
+from .config import LoopConfig
+from .demo_unet import Schedule, TextEncoders
+from .drawn import open_photos
+from .features import RowCache, encode_pictures, fingerprint
+from .loop import CHECKPOINT, Draw, load_trained_config, trained_values
+from .network import GROUPS, Network, joined
+from .sheets import sheet
+from .sources import Sources
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionXLPipeline
+
+    from .photos import Photos
+
+RECONSTRUCT, ID_ALONE, BESIDE_BASE = range(3)  # the scenarios (a), (b), (c)
+SHEET_PEOPLE, SHEET_SEED = 8, 0
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """What a stage trains, and on what."""
+
+    start: tuple[str, ...]  # folders of the stages that came before, in --out; their trained tensors are taken over
+    trains: tuple[str, ...]  # groups, see network.py
+    conditions: tuple[str, ...]  # what the ID branch reads in this stage: clip, embedding; none: no ID branch
+    scenarios: tuple[float, float, float]  # chances of (a), (b), (c)
+    other_photo: float  # chance that the ID branch reads another photo of the person, where there is one
+    caption_dropout: float  # chance that nothing but the trigger words, if any, is left of a caption
+    face_weight: float  # weight of the loss inside the face's box; 1: as everywhere
+    snr_limit: float  # min-SNR's gamma (arXiv 2303.09556); 0: all steps alike, the paper's plain loss
+    checkpointing: bool  # compute the UNet's activations twice instead of keeping them
+    cache: bool  # keep latents and CLIP tokens on disk: for some ten thousand photos, without random crops
+    sheet_guidance: float
+    sheet_steps: int
+
+
+@dataclass(frozen=True)
+class Config:
+    loop: LoopConfig
+    hyperlora: HyperLoRASize
+    stage: StageConfig
+
+
+class Stage(nn.Module):
+    """The network in training with the frozen UNet that its LoRAs are beside."""
+
+    def __init__(self, network: Network, unet: nn.Module, config: StageConfig):
+        super().__init__()
+        self.network, self.unet, self.config = network, unet.requires_grad_(False), config
+        self.injection = Injection(unet, network.keys())
+
+    def train(self, mode: bool = True) -> "Stage":
+        """The UNet stays as it is sampled with, but for gradient checkpointing, which asks for this mode."""
+        super().train(mode)
+        self.unet.train(mode and self.config.checkpointing)
+        return self
+
+    def forward(
+        self,
+        noisy: Tensor,
+        noise: Tensor,
+        steps: Tensor,
+        weights: Tensor,
+        text: Tensor,
+        pooled: Tensor,
+        time_ids: Tensor,
+        base_tokens: Tensor,
+        scenarios: Tensor,
+        tokens: Tensor | None = None,
+        embeds: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """noisy, noise [n, 4, h, w]; steps [n]; weights [n, 1, h, w] of the errors; text [n, t, c]; pooled [n, p];
+        time_ids [n, 6]; base_tokens, tokens [n, t, c]; embeds [n, 512]; scenarios int [n]."""
+        inputs = (noisy, steps, text, pooled, time_ids)
+        base = self._base(base_tokens, (scenarios != ID_ALONE).float())
+        if not self.config.conditions:
+            errors = self._errors(inputs, base, noise, weights)
+            return {"reconstruct": errors.mean()}
+
+        target = noise
+        held = (scenarios != RECONSTRUCT).nonzero().flatten()
+        if len(held):
+            with torch.no_grad():
+                kept = {key: LowRank(lora.down[held], lora.up[held]) for key, lora in base.items()}
+                target = noise.index_put((held,), self._predict(tuple(x[held] for x in inputs), kept).to(noise))
+        coefficients = self.network.coefficients(embeds, tokens)
+        person = self.network.low_rank(coefficients, "id", torch.ones(len(noisy), device=noisy.device))
+        errors = self._errors(inputs, joined(person, base), target, weights)
+        names = {RECONSTRUCT: "reconstruct", ID_ALONE: "ID alone", BESIDE_BASE: "beside base"}
+        return {name: (errors * (scenarios == scenario)).sum() / len(errors) for scenario, name in names.items()}
+
+    def _base(self, tokens: Tensor, weights: Tensor) -> dict[str, LowRank]:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and "base" in self.config.trains):
+            return self.network.low_rank(self.network.base_coefficients(tokens), "base", weights)
+
+    def _predict(self, inputs: tuple[Tensor, ...], lora: Mapping[str, LowRank]) -> Tensor:
+        noisy, steps, text, pooled, time_ids = inputs
+        self.injection.set(lora)
+        dtype = self.unet.dtype
+        conditions = {"text_embeds": pooled.to(dtype), "time_ids": time_ids.to(dtype)}
+        return self.unet(
+            noisy.to(dtype), steps, encoder_hidden_states=text.to(dtype), added_cond_kwargs=conditions
+        ).sample
+
+    def _errors(
+        self, inputs: tuple[Tensor, ...], lora: Mapping[str, LowRank], target: Tensor, weights: Tensor
+    ) -> Tensor:
+        return (weights * (self._predict(inputs, lora).float() - target).square()).mean((1, 2, 3))  # (n,)
+
+
+class StageTask:
+    """Photos with their captions, noisy, and what the branches read of the same people."""
+
+    def __init__(self, config: Config, photos: "Photos", pipeline: "StableDiffusionXLPipeline", vision: VisionEncoder,
+                 network: Network, cache: Path):  # fmt: skip
+        self.config, self.photos, self.pipeline, self.vision = config.stage, photos, pipeline, vision
+        network.choose(config.stage.trains)
+        if config.stage.checkpointing:
+            pipeline.unet.enable_gradient_checkpointing()
+        self.module = Stage(network, pipeline.unet, config.stage)
+        self.schedule = Schedule()
+        self.texts = TextEncoders(pipeline.text_encoder, pipeline.text_encoder_2)
+        self.others = _other_rows(photos.people)
+        self.caches = self._caches(cache) if config.stage.cache else None
+
+    def batch(self, draw: Draw) -> dict[str, Tensor]:
+        rng, n, device, config = draw.rng, draw.batch, draw.device, self.config
+        rows = rng.integers(len(self.photos), size=n)
+        scenarios = rng.choice(3, size=n, p=config.scenarios)
+        latents, boxes = self._latents(rows, rng, device)
+        noise = torch.from_numpy(rng.standard_normal(latents.shape, np.float32)).to(device)
+        steps = torch.from_numpy(rng.integers(len(self.schedule.signal), size=n)).to(device)
+        dropped = rng.random(n) < config.caption_dropout
+        triggered = (scenarios == RECONSTRUCT) & bool(config.conditions)
+        captions = [
+            (with_trigger if trigger else str)("" if drop else caption)
+            for caption, drop, trigger in zip(self.photos.captions(rows), dropped, triggered, strict=True)
+        ]
+        text, pooled = self.texts(captions, device)
+        side = self.photos.size
+        batch = {
+            "noisy": self.schedule.noisy(latents, noise, steps),
+            "noise": noise,
+            "steps": steps,
+            "weights": self.schedule.weights(steps, config.snr_limit).view(-1, 1, 1, 1)
+            * face_weights(boxes / side, latents.shape[-1], config.face_weight).to(device),
+            "text": text,
+            "pooled": pooled,
+            "time_ids": torch.tensor([[side, side, 0, 0, side, side]], device=device).float().expand(n, -1),
+            "base_tokens": self._tokens("base", rows, device),
+            "scenarios": torch.from_numpy(scenarios).to(device),
+        }
+        return batch | self._person(self._references(rows, rng), device)
+
+    def _references(self, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """The photos that the ID branch reads: the pictures' own, or others of the same people."""
+        other = rng.random(len(rows)) < self.config.other_photo
+        return np.array(
+            [rng.choice(self.others[row]) if swap and row in self.others else row
+             for row, swap in zip(rows.tolist(), other, strict=True)]
+        )  # fmt: skip
+
+    def _person(self, rows: np.ndarray, device: torch.device) -> dict[str, Tensor]:
+        """What the ID branch reads in this stage."""
+        person = {}
+        if "clip" in self.config.conditions:
+            person["tokens"] = self._tokens("identity", rows, device)
+        if "embedding" in self.config.conditions:
+            person["embeds"] = torch.from_numpy(self.photos.embeddings(rows)).to(device)
+        return person
+
+    def _latents(self, rows: np.ndarray, rng: np.random.Generator, device: torch.device) -> tuple[Tensor, np.ndarray]:
+        if self.caches:
+            return torch.from_numpy(self.caches["latents"].get(rows)).to(device), self.photos.pictures(rows)[1]
+        pictures, boxes = self.photos.pictures(rows, rng)
+        return self._encode(pictures, device), boxes
+
+    def _tokens(self, kind: str, rows: np.ndarray, device: torch.device) -> Tensor:
+        if self.caches:
+            return torch.from_numpy(self.caches[kind].get(rows)).to(device)
+        return self._see(kind, rows, device)
+
+    def _encode(self, pictures: np.ndarray, device: torch.device) -> Tensor:
+        pixels = torch.from_numpy(pictures).to(device).movedim(-1, 1).float() / 127.5 - 1
+        return encode_pictures(self.pipeline.vae.to(device), pixels)
+
+    def _see(self, kind: str, rows: np.ndarray, device: torch.device) -> Tensor:
+        pictures = self.photos.base_pictures(rows) if kind == "base" else self.photos.identity_pictures(rows)
+        self.vision.tower.to(device)
+        return self.vision.encode_pictures(pictures).float()
+
+    def _caches(self, folder: Path) -> dict[str, RowCache]:
+        n, side, cpu = len(self.photos), self.photos.size // 8, torch.device("cpu")
+        tower, tokens = fingerprint(self.vision.tower), tuple(self._see("identity", np.arange(1), cpu).shape[1:])
+
+        def see(kind: str) -> RowCache:
+            return RowCache(folder / f"{kind}_{tower}", n, tokens, lambda rows: self._see(kind, rows, cpu).numpy())
+
+        return {
+            "latents": RowCache(
+                folder / f"latents_{fingerprint(self.pipeline.vae)}",
+                n,
+                (4, side, side),
+                lambda rows: self._encode(self.photos.pictures(rows)[0], cpu).numpy(),
+            ),
+            "identity": see("identity"),
+            "base": see("base"),
+        }
+
+    def sheet(self) -> Image.Image:
+        """Photos, and below each what the model paints of its caption: as it is, with the LoRA alone, with base."""
+        rows = np.unique(np.linspace(0, len(self.photos) - 1, SHEET_PEOPLE).astype(int))
+        network, device = self.module.network, self.module.unet.device
+        captions, ones = self.photos.captions(rows), torch.ones(len(rows), device=device)
+        base = network.low_rank(network.base_coefficients(self._tokens("base", rows, device)), "base", ones)
+        ways = {"without": (captions, {})}
+        if self.config.conditions:
+            person = self._person(rows, device)
+            lora = network.low_rank(network.coefficients(person.get("embeds"), person.get("tokens")), "id", ones)
+            triggered = [with_trigger(caption) for caption in captions]
+            ways |= {"id": (triggered, lora), "both": (triggered, joined(lora, base))}
+        else:
+            ways["base"] = (captions, base)
+        return sheet([self.photos.pictures(rows)[0], *(self._paint(*way) for way in ways.values())])
+
+    def _paint(self, prompts: list[str], lora: Mapping[str, LowRank]) -> np.ndarray:
+        # guidance runs the UNet on the empty prompts' half first
+        self.module.injection.set({k: LowRank(v.down.repeat(2, 1, 1), v.up.repeat(2, 1, 1)) for k, v in lora.items()})
+        pictures = self.pipeline.to(self.module.unet.device)(
+            prompt=prompts,
+            negative_prompt=[""] * len(prompts),
+            num_inference_steps=self.config.sheet_steps,
+            guidance_scale=self.config.sheet_guidance,
+            generator=torch.Generator().manual_seed(SHEET_SEED),
+            output_type="np",
+        ).images
+        self.module.injection.set(None)
+        return (pictures * 255).round().astype(np.uint8)
+
+
+def face_weights(boxes: np.ndarray, side: int, weight: float) -> Tensor:
+    """Weights [n, 1, side, side] of the latents' errors: `weight` in the boxes [n, 4] (shares of the side), 1 elsewhere,
+    divided by their mean, so that the loss keeps its size."""
+    centres = (np.arange(side) + 0.5) / side
+    left, top, right, bottom = boxes.T[:, :, None]  # each (n, 1)
+    across, down = (centres > left) & (centres < right), (centres > top) & (centres < bottom)  # (n, side)
+    weights = np.where(down[:, :, None] & across[:, None, :], weight, 1.0)  # (n, side, side)
+    return torch.from_numpy(weights / weights.mean((1, 2), keepdims=True)).float()[:, None]
+
+
+def make_task(config: Config, sources: Sources, name: str) -> StageTask:
+    """The stage on prepared photos (drawn ones, or of `hyperlora prepare`), the base model and the CLIP tower."""
+    photos, pipeline = open_photos(sources.data), load_pipeline(sources.base, device="cpu")
+    network = make_network(config, pipeline.unet, sources.root)
+    vision = VisionEncoder.load(sources.clip)
+    return StageTask(config, photos, pipeline, vision, network, sources.data / "features")
+
+
+def make_network(config: Config, unet: nn.Module, root: Path) -> Network:
+    """The network as this stage begins: untrained, or with what the stages before it trained."""
+    unknown = [group for group in config.stage.trains if group not in GROUPS]
+    if unknown:
+        raise HyperLoRAError(f"stage.trains names {unknown[0]}. Known groups: {', '.join(GROUPS)}.")
+    network = Network(unet_modules(unet.config), config.hyperlora, config.loop.seed)
+    for name in config.stage.start:
+        take_over(network, root / name / CHECKPOINT)
+    return network
+
+
+def take_over(network: Network, checkpoint: Path) -> None:
+    """Copy what a stage trained (its moving average, where it kept one) into `network`."""
+    own = dict(network.named_parameters(prefix="network"))
+    for name, value in trained_values(checkpoint).items():
+        if name not in own or own[name].shape != value.shape:
+            raise HyperLoRAError(
+                f"{checkpoint} was trained with other sizes ({name} differs): give all stages the same [hyperlora]."
+            )
+        own[name].data.copy_(value)
+
+
+def export(sources: Sources, name: str, folder: Path) -> Path:
+    """Write the checkpoint folder of the stage `name` and of those before it; returns it."""
+    checkpoint = sources.root / name / CHECKPOINT
+    config = load_trained_config(checkpoint, Config)
+    network = make_network(config, load_pipeline(sources.base, device="cpu").unet, sources.root)
+    take_over(network, checkpoint)
+    network.save(folder, open_photos(sources.data).recognition)
+    return folder
+
+
+def _other_rows(people: np.ndarray) -> dict[int, np.ndarray]:
+    """Row -> the person's other rows, for people of whom there are several."""
+    order = np.argsort(people, kind="stable")
+    groups = np.split(order, np.flatnonzero(np.diff(people[order])) + 1)
+    return {int(row): group[group != row] for group in groups if len(group) > 1 for row in group}
