@@ -12,6 +12,8 @@ from .errors import HyperLoRAError
 if TYPE_CHECKING:
     from torch import Tensor
 
+ASIDE = ".part"  # ending of files that are being written
+
 
 @contextmanager
 def written_aside(path: str | Path) -> Iterator[Path]:
@@ -22,7 +24,7 @@ def written_aside(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=ASIDE, dir=path.parent)
     except OSError as error:
         raise HyperLoRAError(
             f"Can't write {path}: {error.strerror or error}. Choose a folder that you may write to."
@@ -39,6 +41,12 @@ def written_aside(path: str | Path) -> Iterator[Path]:
             f"Can't write {path}: {error.strerror or error}. Free some space or choose another folder; nothing was changed."
         ) from error
     finally:
+        aside.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path, names: str) -> None:
+    """Delete what `written_aside` left there, of files whose names match, when its process was killed."""
+    for aside in folder.glob(f".{names}.*{ASIDE}"):
         aside.unlink(missing_ok=True)
 
 

@@ -60,11 +60,12 @@ class Basis(nn.Module):
         All on the coefficients' device and in their precision; gradients go through.
         """
         vectors = iter(coefficients.unbind(-2))
+        convert = _Converter(self, coefficients)
         for i, module in enumerate(self.module_names):
             for projection in PROJECTIONS:
                 sides = []
                 for side in ("down", "up"):
-                    basis = self.tensor(i, projection, branch, side).to(coefficients)  # (K, a, b)
+                    basis = convert(self.tensor(i, projection, branch, side))  # (K, a, b)
                     mix = next(vectors) @ basis.flatten(1)  # (..., K) x (K, a * b) -> (..., a * b)
                     sides.append(mix.unflatten(-1, basis.shape[1:]))
                 yield lora_key(module, projection), *sides
@@ -73,10 +74,42 @@ class Basis(nn.Module):
         """coefficients [8 * modules, K] -> LoRA of the branch, on the coefficients' device and in their precision."""
         lora: LoRA = {}
         for key, down, up in self.mixed(coefficients, branch):
-            lora[f"{key}.lora_down.weight"] = down.T.contiguous()  # (in, r) -> (r, in)
-            lora[f"{key}.lora_up.weight"] = up.T.contiguous()  # (r, out) -> (out, r)
-            lora[f"{key}.alpha"] = torch.tensor(self.rank(branch) * SCALE)
+            _put(lora, key, down.T.contiguous(), up.T.contiguous())
         return lora
+
+    def mix_many(self, coefficients: Tensor, branch: str) -> list[LoRA]:
+        """coefficients [n, 8 * modules, K] -> n LoRAs, in one pass over the basis."""
+        loras: list[LoRA] = [{} for _ in coefficients]
+        for key, downs, ups in self.mixed(coefficients, branch):
+            # turned together, then copied apart, so that no LoRA keeps the others' memory
+            downs, ups = downs.mT.contiguous(), ups.mT.contiguous()
+            for lora, down, up in zip(loras, downs, ups, strict=True):
+                _put(lora, key, down.clone(), up.clone())
+        return loras
+
+
+def _put(lora: LoRA, key: str, down: Tensor, up: Tensor) -> None:
+    """down [r, in], up [out, r] into the LoRA dict."""
+    lora[f"{key}.lora_down.weight"], lora[f"{key}.lora_up.weight"] = down, up
+    lora[f"{key}.alpha"] = torch.tensor(down.shape[0] * SCALE)
+
+
+class _Converter:
+    """Brings one tensor of a basis after another to the coefficients' device and precision.
+
+    All into the same memory, which stays in the processor's cache: fresh memory for each costs more than the mixing.
+    """
+
+    def __init__(self, basis: Basis, like: Tensor):
+        self.like, self.scratch = like, None
+        if not torch.is_grad_enabled():  # else what was mixed before would change
+            largest = max(tensor.numel() for tensor in basis.parameters())
+            self.scratch = torch.empty(largest, dtype=like.dtype, device=like.device)
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        if self.scratch is None or (tensor.dtype, tensor.device) == (self.like.dtype, self.like.device):
+            return tensor.to(self.like)
+        return self.scratch[: tensor.numel()].view_as(tensor).copy_(tensor)
 
 
 def where_it_is(module: nn.Module) -> torch.device:
@@ -159,18 +192,27 @@ class HyperLoRA:
         The base branch reads CLIP tokens only, those of the face-blurred picture.
         Raises HyperLoRAError for a missing, superfluous or ill-shaped condition, and for NaN.
         """
+        per_photo = self.photo_coefficients(clip_tokens, id_embeds, branch)
+        share = _shares(weights, len(per_photo)).to(per_photo)  # (n)
+        return normed(torch.einsum("n,nlk->lk", share, per_photo))
+
+    @torch.no_grad()
+    def photo_coefficients(
+        self, clip_tokens: Tensor | None = None, id_embeds: Tensor | None = None, branch: str = "id"
+    ) -> Tensor:
+        """Conditions of n photos, of whomever -> fp32 [n, 8 * modules, K]: `normed` of a person's mean is the identity.
+
+        Conditions and errors as in `coefficients`.
+        """
         self._require_branch(branch)
         resampler = self.encoder["base_resampler" if branch == "base" else "resampler"]
         conditions = self._conditions(clip_tokens, id_embeds, branch, self.bring(self.encoder))
-        per_photo = resampler(*conditions).float()  # (n, 8 * modules, K)
-        share = _shares(weights, len(per_photo)).to(per_photo)  # (n)
-        mean = torch.einsum("n,nlk->lk", share, per_photo)
-        coefficients = mean * torch.rsqrt(mean.square().sum(-1, keepdim=True) + 1e-8)
-        if not torch.isfinite(coefficients).all():
+        per_photo = resampler(*conditions).float()
+        if not torch.isfinite(per_photo).all():
             raise HyperLoRAError(
                 f"{self.name} gives NaN for this photo in {self.dtype}: load it in fp32, or download it again if that doesn't help."
             )
-        return coefficients
+        return per_photo
 
     @torch.no_grad()
     def lora(self, coefficients: Tensor, branch: str = "id") -> LoRA:
@@ -178,16 +220,28 @@ class HyperLoRA:
 
         Tensors are contiguous and own their memory, in `dtype`, on the device of the computation.
         """
+        return self.basis.mix(self._mixable(coefficients, branch), branch)
+
+    @torch.no_grad()
+    def loras(self, coefficients: Tensor, branch: str = "id") -> list[LoRA]:
+        """coefficients [n, 8 * modules, K] of n people -> their LoRAs, as `lora` gives them, in one pass over the basis.
+
+        All n are in memory at once, in fp32 46 MB each for SDXL's ID branch: give large crowds in groups.
+        """
+        return self.basis.mix_many(self._mixable(coefficients, branch, dims=3), branch)
+
+    def _mixable(self, coefficients: Tensor, branch: str, dims: int = 2) -> Tensor:
+        """The coefficients where and how the basis mixes them, checked."""
         self._require_branch(branch)
         expected = (VECTORS_PER_MODULE * len(self.module_names), self.basis.size)
-        if tuple(coefficients.shape) != expected:
+        if coefficients.ndim != dims or tuple(coefficients.shape[-2:]) != expected:
             raise HyperLoRAError(
                 f"These coefficients are {list(coefficients.shape)}, but {self.name} needs {list(expected)}: "
                 "they belong to another checkpoint. Encode the photos again with this one."
             )
         if not torch.isfinite(coefficients).all():
             raise HyperLoRAError("These coefficients hold NaN or infinity. Encode the photos again.")
-        return self.basis.mix(coefficients.to(self.bring(self.basis), self.dtype), branch)
+        return coefficients.to(self.bring(self.basis), self.dtype)
 
     def _require_branch(self, branch: str) -> None:
         if branch not in BRANCHES:
@@ -227,6 +281,11 @@ class HyperLoRA:
                 f"{len(clip_tokens)} photos in clip_tokens, but {len(id_embeds)} in id_embeds: give one of each per photo."
             )
         return conditions
+
+
+def normed(mean: Tensor) -> Tensor:
+    """[..., 8 * modules, K] -> the same with rows of length 1 (reference section 1)."""
+    return mean * torch.rsqrt(mean.square().sum(-1, keepdim=True) + 1e-8)
 
 
 def _check_condition(condition: Tensor, what: str, dims: int, width: int, name: str) -> None:

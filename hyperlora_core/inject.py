@@ -6,10 +6,11 @@ The model's weights never change, so the frozen model is the same model with not
 """
 
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .errors import HyperLoRAError
 from .lora import diffusers_path
@@ -29,8 +30,7 @@ class LowRank(NamedTuple):
 class Injection:
     """Hooks on the linear layers of a diffusers UNet that LoRA keys name.
 
-    `set` decides what the UNet's next calls compute, and stays until it is called again: so a forward pass that is
-    repeated during the backward pass (gradient checkpointing) computes the same.
+    `set` decides what the UNet's next calls compute, and stays until it is called again.
     """
 
     def __init__(self, unet: nn.Module, keys: Iterable[str]):
@@ -47,6 +47,20 @@ class Injection:
     def set(self, lora: Mapping[str, LowRank] | None = None) -> None:
         """Inject `lora` (key -> LowRank) from now on; None or empty: nothing, the frozen model."""
         self._lora = dict(lora or {})
+
+    def repeat(self, block: nn.Module, *inputs: Any) -> Any:
+        """For `unet.enable_gradient_checkpointing`: a block that is computed again during the backward pass has the LoRA
+        that it had the first time, whatever was set since."""
+        lora = self._lora
+
+        def compute(*inputs: Any) -> Any:
+            now, self._lora = self._lora, lora
+            try:
+                return block(*inputs)
+            finally:
+                self._lora = now
+
+        return checkpoint(compute, *inputs, use_reentrant=False)
 
     def remove(self) -> None:
         """Take the hooks off the UNet."""

@@ -10,6 +10,7 @@ PIP_NAMES = {
     "onnxruntime": "onnxruntime",
     "open_clip": "open-clip-torch",
     "diffusers": "diffusers transformers accelerate peft",
+    "ray": '"ray[data]"',
     "transformers": "transformers",
 }
 

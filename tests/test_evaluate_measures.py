@@ -115,7 +115,12 @@ def test_scores_of_two_people():
     good = {"glasses": "yes", "background": "blue", "shirt": "red"}
     base_seen = [good, {"background": "green"}, {**good, "glasses": "no"}, {"background": "pink"}]
     none = score_pictures(people, "scenes", hand_made(base_seen, [AXES[2]] * 4), known)
-    seen = [{**good, "shirt": "white"}, {"background": "green"}, {**good, "background": "pink"}, {"background": "green"}]
+    seen = [
+        {**good, "shirt": "white"},
+        {"background": "green"},
+        {**good, "background": "pink"},
+        {"background": "green"},
+    ]
     # the third picture shows no face
     method = hand_made(seen, [AXES[0], AXES[1], np.zeros(3), AXES[1]], clip=[[1], [1], [0.5], [0.5]])
     base = hand_made(base_seen, [AXES[2]] * 4)
@@ -154,7 +159,9 @@ def test_people_are_the_seeds_and_nothing_they_are_asked_for_is_in_their_photo()
     # the renders show who they should, in the prompts' scene
     who, prompt = Identity.from_seed(HELD_OUT[0]), people[0].prompts["scenes"][3]
     drawn = render(who, Scene.random(np.random.default_rng([0, HELD_OUT[0], 3, 3])).told(prompt))
-    assert np.array_equal(drawn.image, people[0].renders[3]) and set(asked(prompt).items()) <= set(shown(drawn.caption).items())
+    assert np.array_equal(drawn.image, people[0].renders[3]) and set(asked(prompt).items()) <= set(
+        shown(drawn.caption).items()
+    )
     with pytest.raises(HyperLoRAError, match="at least 2"):
         drawn_people(1, 1, protocol.prompts, protocol.chances)
 
@@ -162,7 +169,9 @@ def test_people_are_the_seeds_and_nothing_they_are_asked_for_is_in_their_photo()
 def test_prompts_of_the_protocol_are_what_training_captions_look_like():
     """A prompt that names nothing that could be read would count nowhere."""
     protocol = load_protocol()
-    for picture, wanted in zip(protocol.prompts["scenes"], (set(), {"glasses"}, {"hat"}, {"glasses", "hat"}), strict=True):
+    for picture, wanted in zip(
+        protocol.prompts["scenes"], (set(), {"glasses"}, {"hat"}, {"glasses", "hat"}), strict=True
+    ):
         for prompt in picture:
             named = asked(prompt)
             assert {"background", "shirt"} | wanted <= set(named)

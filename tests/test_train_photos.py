@@ -6,18 +6,23 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from bad_inputs import assert_sentence
 from people import photo_of
 from PIL import Image, ImageFilter
 from training_photos import FACES, draw_photos, run
 
 from hyperlora_core import FaceAnalyzer, HyperLoRAError, read_photo
+from hyperlora_core.demo import sdxl
 from hyperlora_core.demo.portraits import HELD_OUT, Identity, Scene, render
 from hyperlora_core.face import identity_picture
 from hyperlora_core.face.analyzer import Detection
+from hyperlora_core.locate import DEMO_CLIP, demo_folder
 from hyperlora_core.train import photo_rules
+from hyperlora_core.train.config import config_path, load_config
 from hyperlora_core.train.photo_rules import PhotoRules, Rejected
 from hyperlora_core.train.photos import PreparedPhotos, random_square
+from hyperlora_core.train.sources import Sources
 
 for package in ("insightface", "onnxruntime", "cv2"):
     pytest.importorskip(package)
@@ -86,6 +91,26 @@ def test_random_squares():
         assert right - left == bottom - top >= 128
         seen.add(right - left)
     assert {128, 160} <= seen
+
+
+def test_a_training_stage_learns_from_them(prepared, tmp_path):
+    for package in ("accelerate", "diffusers", "transformers", "open_clip", "matplotlib"):
+        pytest.importorskip(package)
+    from hyperlora_core.train import stage
+
+    texts = (sdxl.TextSize(32, 1, 1, "quick_gelu"), sdxl.TextSize(64, 1, 1, "gelu"))
+    narrow = replace(sdxl.DEMO, channels=(32, 32, 32), res_blocks=1, text=texts)
+    sdxl.save_models(tmp_path / "sdxl", narrow, sdxl.random_models(narrow))
+    config = load_config(config_path("id-embedding", "cpu", "cpu"), stage.Config)
+    sources = Sources(tmp_path, prepared, tmp_path / "sdxl", demo_folder() / DEMO_CLIP)
+    task = stage.make_task(replace(config, stage=replace(config.stage, start=(), cache=False)), sources, "id-embedding")
+    batch = task.batch(stage.Draw(np.random.default_rng(0), 3, torch.device("cpu")))
+    assert batch["noisy"].shape == (3, 4, 16, 16) and batch["embeds"].shape == (3, 512)
+    assert batch["tokens"].shape == batch["base_tokens"].shape
+    assert (batch["weights"].flatten(1).std(1) > 0).all()  # a part of every picture is face
+    loss = sum(task.module(**batch).values())
+    loss.backward()
+    assert loss.isfinite() and any(p.grad is not None and p.grad.any() for p in task.module.parameters())
 
 
 def test_shards_are_webdataset(prepared):

@@ -15,7 +15,9 @@ from hyperlora_core.train import prepare
 from hyperlora_core.train.photo_rules import PhotoRules
 
 FACES = demo_folder() / "face"
-CONFIG = prepare.PrepareConfig(PhotoRules(size=128, min_face=60, max_enlargement=2, max_roll=12), people_folders=True)
+CONFIG = prepare.PrepareConfig(
+    PhotoRules(size=128, min_face=60, max_enlargement=2.0, max_roll=12.0), people_folders=True
+)
 SHARD = 60_000  # bytes: some photos each
 SCENES = (3, 5, 8)  # the head is upright
 # file -> the reason why it is rejected, and words of the detail

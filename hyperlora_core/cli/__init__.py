@@ -8,6 +8,7 @@ from collections.abc import Sequence
 COMMANDS = {
     "demo": "photos in, LoRA and portrait out, on the shipped models",
     "generate": "write a person's LoRA from photos",
+    "batch": "write identities and LoRAs of many people, a folder of photos each",
     "portrait": "paint a person from photos, without ComfyUI",
     "download": "fetch weights into a ComfyUI models folder",
     "prepare": "search, judge, cut and caption photos of people for training",
@@ -18,7 +19,7 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0 done, 2 bad input or usage, 130 stopped by Ctrl-C."""
+    """Run a command; returns the exit status: 0 done, 1 in part, 2 bad input or usage, 130 stopped by Ctrl-C."""
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(prog="hyperlora", description="A LoRA of a person for SDXL, from a few photos.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image
 from tqdm import tqdm
 
 from ..demo.portraits import HELD_OUT, Identity, Scene
 from ..demo.portraits import render as draw
-from ..errors import HyperLoRAError
+from ..evaluate.grid import Cell, draw_grid, scored
+from ..evaluate.instruments import DEMO_FACES, MeasuringNetwork
 from ..files import written_aside
 from ..locate import DEMO, demo_folder, open_encoder
 from ..lora import save_lora
@@ -21,9 +22,11 @@ from ..prompt import with_trigger
 from .portrait import person_lora
 
 PROMPT = "portrait of a person, blue background, green shirt"
-COLUMNS = {"photo": None, "without": None, "ID": (0.8, 0.0), "ID and base": (0.8, 0.4)}
+WITHOUT = "without"
+WEIGHTS = {WITHOUT: None, "ID": (0.8, 0.0), "full": (0.8, 0.4)}  # column: weights of ID and base LoRA
 TILE = 256  # px, of a picture on the sheet
-CAPTION = 28  # px, below it
+PEOPLE = 3  # drawn when no photo is given
+AMONG = 100  # people among whom a portrait's nearest is looked for
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -42,8 +45,9 @@ def run(arguments: Namespace) -> int:
     people = {"person": arguments.photos} if arguments.photos else _draw_people(arguments.out / "photos")
     encoder = open_encoder(DEMO)
     pipeline = load_pipeline(demo_folder())
+    likeness = _Likeness(MeasuringNetwork(demo_folder() / DEMO_FACES, encoder.faces), people)
     rows = []
-    with tqdm(total=len(people) * 3 * arguments.steps, desc="painting", unit="step", disable=None) as bar:
+    with tqdm(total=len(people) * len(WEIGHTS) * arguments.steps, desc="painting", unit="step", disable=None) as bar:
 
         def paint(prompt: str) -> Image.Image:
             return render(
@@ -61,48 +65,60 @@ def run(arguments: Namespace) -> int:
             id_lora = encoder.hyper.lora(encoded.identity.coefficients)
             metadata = describe(name, encoded.identity)
             save_lora(id_lora, folder / "lora.safetensors", metadata=metadata, dtype=torch.float16)
-            pictures = [Image.fromarray(read_photo(photos[0])), paint(arguments.prompt)]
-            for weights in COLUMNS.values():
+            cells = [Cell(read_photo(photos[0]), [""])]
+            for column, weights in WEIGHTS.items():
                 if weights is not None:
                     apply_lora(pipeline, person_lora(encoder.hyper, encoded.identity, *weights))
-                    pictures.append(paint(with_trigger(arguments.prompt)))
+                picture = paint(arguments.prompt if column == WITHOUT else with_trigger(arguments.prompt))
+                cells.append(likeness.cell(np.asarray(picture), name))
             remove_lora(pipeline)
-            _save(pictures[-1], folder / "portrait.png")
-            rows.append(pictures)
-    _save(_sheet(rows), arguments.out / "sheet.png")
-    for name in people:
-        print(
-            f"{name}: LoRA {arguments.out / name / 'lora.safetensors'}, portrait {arguments.out / name / 'portrait.png'}"
-        )
+            _save(picture, folder / "portrait.png")
+            rows.append((name.replace("_", " "), cells))
+    _save(draw_grid(["photo", *WEIGHTS], rows, TILE), arguments.out / "sheet.png")
+    for name, (_, cells) in zip(people, rows, strict=True):
+        folder = arguments.out / name
+        print(f"{name}: LoRA {folder / 'lora.safetensors'}, portrait {folder / 'portrait.png'} ({cells[-1].lines[0]})")
     print(f"All on one sheet: {arguments.out / 'sheet.png'}")
     return 0
 
 
+class _Likeness:
+    """Whom a portrait is like: the people whose photos were given, and drawn others that make them up to a hundred."""
+
+    def __init__(self, faces: MeasuringNetwork, people: dict[str, list[Path]]):
+        self.faces, self.names = faces, list(people)
+        drawn = range(PEOPLE, PEOPLE + AMONG - len(people))
+        photos = [read_photo(paths[0]) for paths in people.values()]
+        with tqdm(total=AMONG, desc="looking at 100 people", unit="person", disable=None) as bar:
+            self.gallery = faces.embed_all(
+                [*photos, *map(_drawn, drawn)], lambda done, _total: bar.update(done - bar.n)
+            )
+
+    def cell(self, picture: np.ndarray, name: str) -> Cell:
+        """The picture with its likeness to the person of this name."""
+        embedding, own = self.faces.embed(picture), self.names.index(name)
+        if embedding is None:
+            return scored(picture, None, AMONG, AMONG)
+        alike = self.gallery @ embedding  # (people)
+        return scored(picture, float(alike[own]), int((alike >= alike[own]).sum()), AMONG)
+
+
 def _draw_people(folder: Path) -> dict[str, list[Path]]:
-    """Photos of three people whom no network has seen in training."""
+    """Photos of people whom no network has seen in training."""
     people = {}
-    for number in range(3):
-        scene = Scene.random(np.random.default_rng(number), sketch=0, hat=0, glasses=0)
+    for number in range(PEOPLE):
         path = folder / f"person_{number + 1}.png"
-        _save(Image.fromarray(draw(Identity.from_seed(HELD_OUT[number]), scene, size=TILE).image), path)
+        _save(Image.fromarray(_drawn(number, TILE)), path)
         people[f"person_{number + 1}"] = [path]
     return people
+
+
+def _drawn(number: int, size: int = 128) -> np.ndarray:
+    """A photo of the held-out person `number`, without hat or glasses."""
+    scene = Scene.random(np.random.default_rng(number), sketch=0, hat=0, glasses=0)
+    return draw(Identity.from_seed(HELD_OUT[number]), scene, size).image
 
 
 def _save(picture: Image.Image, path: Path) -> None:
     with written_aside(path) as aside:
         picture.save(aside, format="PNG")
-
-
-def _sheet(rows: list[list[Image.Image]]) -> Image.Image:
-    """The pictures as a grid, the column's name below each."""
-    if any(len(row) != len(COLUMNS) for row in rows):
-        raise HyperLoRAError("The sheet's columns and pictures differ in number.")
-    sheet = Image.new("RGB", (TILE * len(COLUMNS), (TILE + CAPTION) * len(rows)), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=CAPTION * 0.6)
-    for y, row in enumerate(rows):
-        for x, (label, picture) in enumerate(zip(COLUMNS, row, strict=True)):
-            corner = (x * TILE, y * (TILE + CAPTION))
-            sheet.paste(ImageOps.fit(picture, (TILE, TILE), Image.Resampling.LANCZOS), corner)
-            pen.text((corner[0] + TILE / 2, corner[1] + TILE + CAPTION / 2), label, "black", font, anchor="mm")
-    return sheet

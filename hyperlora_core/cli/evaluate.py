@@ -12,8 +12,6 @@ from tqdm import tqdm
 from ..errors import HyperLoRAError
 from ..evaluate.protocol import FULL, SHIPPED, Method, Protocol, chosen_methods, load_protocol
 
-DEMO_MEASURES = {"faces": "face_measure", "attributes": "attribute_measure"}
-
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the command's arguments."""
@@ -64,6 +62,8 @@ def run(arguments: Namespace) -> int:
         torch.set_num_threads(arguments.threads)
     protocol = load_protocol(arguments.protocol)
     methods = _methods(arguments, protocol)
+    encoders, instruments = _open(methods, arguments.device)
+    painter = Painter(load_pipeline(demo_folder(), device=arguments.device), arguments.steps, arguments.cfg)
     with _bars() as progress:
         people = drawn_people(
             arguments.people,
@@ -73,9 +73,6 @@ def run(arguments: Namespace) -> int:
             arguments.seed,
             lambda done, total: progress("drawing people", done, total),
         )
-        encoders, instruments = _open(methods, arguments.device)
-        pipeline = load_pipeline(demo_folder(), device=arguments.device)
-        painter = Painter(pipeline, arguments.steps, arguments.cfg)
         evaluation = Evaluation(
             people,
             methods,
@@ -112,15 +109,15 @@ def _open(methods: list[Method], device: str) -> tuple[dict, "object"]:
     from ..checkpoint import load_hyperlora
     from ..encode import PhotoEncoder
     from ..evaluate.attributes import AttributeReader
-    from ..evaluate.instruments import Instruments, MeasuringNetwork
+    from ..evaluate.instruments import DEMO_ATTRIBUTES, DEMO_FACES, Instruments, MeasuringNetwork
     from ..locate import DEMO, demo_folder, open_encoder
 
     demo = open_encoder(DEMO, device=device)
     encoders = {DEMO: demo}
     for checkpoint in {method.checkpoint for method in methods} - {DEMO}:
         encoders[checkpoint] = PhotoEncoder(load_hyperlora(checkpoint, device), demo.faces, demo.vision)
-    measuring = MeasuringNetwork(demo_folder() / DEMO_MEASURES["faces"], demo.faces)
-    attributes = AttributeReader(demo_folder() / DEMO_MEASURES["attributes"])
+    measuring = MeasuringNetwork(demo_folder() / DEMO_FACES, demo.faces)
+    attributes = AttributeReader(demo_folder() / DEMO_ATTRIBUTES)
     return encoders, Instruments(measuring, attributes, demo.vision)
 
 

@@ -1,11 +1,12 @@
 """Arguments that several commands share."""
 
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 
 import torch
 from tqdm import tqdm
 
 from ..encode import Encoded, EncodeOptions, parse_weights
+from ..face.choice import CHOICES
 from ..locate import DEFAULT, open_encoder
 
 
@@ -13,14 +14,24 @@ def add_photo_arguments(parser: ArgumentParser) -> None:
     """Photos, and how to read them."""
     parser.add_argument("photos", nargs="+", metavar="PHOTO", help="photos of one person")
     parser.add_argument(
-        "--face", default="largest", help="largest, centre, left, right, or a number from the left (default: largest)"
-    )
-    parser.add_argument(
         "--photo-weights", default="", metavar="W,W,...", help="share of each photo (default: all alike)"
+    )
+    add_reading_arguments(parser)
+    add_model_arguments(parser)
+
+
+def add_reading_arguments(parser: ArgumentParser) -> None:
+    """What of a photo counts."""
+    parser.add_argument(
+        "--face",
+        "--which",
+        type=_face,
+        default=CHOICES[0],
+        metavar="FACE",
+        help=f"of several: {', '.join(CHOICES)}, or a number from the left, from 0 (default: %(default)s)",
     )
     parser.add_argument("--keep-background", action="store_true", help="show the network more than the face")
     parser.add_argument("--grayscale", action="store_true", help="show the network the face without colour")
-    add_model_arguments(parser)
 
 
 def add_model_arguments(parser: ArgumentParser) -> None:
@@ -37,6 +48,11 @@ def add_model_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
 
 
+def encode_options(arguments: Namespace) -> EncodeOptions:
+    """What `add_reading_arguments` asked for."""
+    return EncodeOptions(arguments.face, not arguments.keep_background, arguments.grayscale)
+
+
 def encode(arguments: Namespace) -> tuple[Encoded, "object"]:
     """Open the models and encode the photos, with a progress bar; the report is printed."""
     encoder = open_encoder(
@@ -47,13 +63,18 @@ def encode(arguments: Namespace) -> tuple[Encoded, "object"]:
         arguments.provider,
         arguments.device,
     )
-    options = EncodeOptions(arguments.face, not arguments.keep_background, arguments.grayscale)
     with tqdm(total=len(arguments.photos), desc="photos", unit="photo", disable=None) as bar:
         encoded = encoder.encode(
             arguments.photos,
-            options,
+            encode_options(arguments),
             parse_weights(arguments.photo_weights),
             lambda done, total: bar.update(done - bar.n),
         )
     print(encoded.report)
     return encoded, encoder.hyper
+
+
+def _face(text: str) -> str:
+    if text not in CHOICES and not text.isdecimal():
+        raise ArgumentTypeError(f"{text!r} is none of {', '.join(CHOICES)}, and no number from 0")
+    return text

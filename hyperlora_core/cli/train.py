@@ -31,7 +31,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("stage", choices=list(STAGES), help="in this order; docs/training.md tells what each does")
     parser.add_argument(
-        "--config", metavar="FILE", help="a TOML file, or a shipped config: gpu, cpu (default: as the device)"
+        "--config", metavar="FILE", help="a TOML file, or a shipped config: gpu, cpu, sdxl (default: as the device)"
     )
     parser.add_argument(
         "--out",
@@ -52,7 +52,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--clip", type=Path, metavar="PATH", help="the CLIP image tower (default: the demo's)")
     parser.add_argument(
-        "--faces", type=Path, metavar="FOLDER", help="the face pack that demo-faces runs (default: the demo's)"
+        "--faces", type=Path, metavar="FOLDER", help="the face pack that demo-faces and PuLID's loss run (default: the demo's)"
     )
     parser.add_argument("--steps", type=int, metavar="N", help="steps in all, instead of the config's")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: %(default)s)")
@@ -67,6 +67,14 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="FOLDER",
         help="don't train: write the trained model into this models/demo folder",
     )
+    parser.add_argument(
+        "--estimate",
+        type=int,
+        nargs="*",
+        metavar="PX",
+        help="don't train: say what this stage would need with SDXL, in memory and time, for photos of these sides "
+        "(default: 512 768 1024; of the config sdxl)",
+    )
 
 
 def run(arguments: Namespace) -> int:
@@ -80,14 +88,17 @@ def run(arguments: Namespace) -> int:
         data=arguments.data or arguments.out / "data",
         base=arguments.base or demo,
         clip=arguments.clip or demo / DEMO_CLIP,
+        faces=arguments.faces or demo / DEMO_FACES,
     )
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     device = arguments.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if arguments.estimate is not None:
+        return _estimate(arguments.stage, arguments.config or "sdxl", arguments.estimate)
     if arguments.stage == "demo-faces":
-        return _embed(module, sources.data, arguments.faces or demo / DEMO_FACES, arguments.workers)
+        return _embed(module, sources.data, sources.faces, arguments.workers)
     path = config_path(arguments.stage, arguments.config, device)
     if arguments.stage == "demo-data":
         return _draw(module, load_config(path, module.DataConfig), sources.data, arguments.workers)
@@ -100,6 +111,28 @@ def run(arguments: Namespace) -> int:
             raise HyperLoRAError(f"--steps {arguments.steps} trains nothing. Give 1 or more.")
         config = dataclasses.replace(config, loop=dataclasses.replace(config.loop, steps=arguments.steps))
     return _train(module.make_task(config, sources, name), config, arguments.out / name, device, arguments)
+
+
+def _estimate(stage: str, config: str, sides: list[int]) -> int:
+    from ..train import estimate
+    from ..train.stage import Config
+
+    if stage not in HYPERLORA:
+        raise HyperLoRAError(f"--estimate is for {', '.join(HYPERLORA)}: {stage} trains no model on SDXL.")
+    wrong = [side for side in sides if side < 64 or side % 8]
+    if wrong:
+        raise HyperLoRAError(f"--estimate {wrong[0]} is no side of a photo for SDXL. Give multiples of 8 from 64.")
+    with _bar(None, "counting", "size") as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        estimates = estimate.estimate(
+            load_config(config_path(stage, config, "cpu"), Config), sides or estimate.SIDES, progress=progress
+        )
+    print(estimate.report(estimates))
+    return 0
 
 
 def _embed(module: "object", data: Path, pack: Path, workers: int) -> int:

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from ..errors import HyperLoRAError
 from ..evaluate.attributes import ATTRIBUTES, FILE, METADATA, SIZE, AttributeReader, shown
+from ..evaluate.instruments import DEMO_ATTRIBUTES
 from ..files import written_aside
 from ..packages import require
 from ..train.data import Data, DataConfig, draw_data
@@ -32,12 +33,11 @@ from .measure_face import held_out_portraits
 from .models import DEMO_FOLDER
 from .train_face import OPSET, Task, Trainer
 
-FOLDER = "attribute_measure"
-STEPS = 2000
+STEPS = 2500
 SEED = 7
 UNKNOWN = -100  # cross_entropy's label for "don't count"
 DATA = DataConfig(seed=1, first_person=10_000, people=3000, scenes=4, landmark_error=0.012)
-PEOPLE, EACH = 100, 5  # held-out people and portraits of each, for measuring
+PEOPLE, EACH = 50, 4  # held-out people and portraits of each, for measuring
 
 
 def labels_of(captions: list[str]) -> np.ndarray:
@@ -66,17 +66,17 @@ def softened(x: Tensor, rng: np.random.Generator) -> Tensor:
     def per_picture(values: np.ndarray) -> Tensor:
         return torch.from_numpy(values.astype(np.float32)).view(n, -1, 1, 1)
 
-    # detail lost to the latents: down by up to 2.4 and up again, a factor for each quarter of the batch
+    # detail lost to the latents: down by up to 3.6 and up again, factors for each quarter of the batch
     parts = []
     for part in x.chunk(4):
-        small = [int(side / rng.uniform(1.1, 2.4)) for side in (height, width)]
+        small = [int(side / rng.uniform(1.1, 3.6)) for side in (height, width)]
         down = functional.interpolate(part, small, mode="bilinear", antialias=True, align_corners=False)
         parts.append(functional.interpolate(down, (height, width), mode="bicubic", align_corners=False))
     x = torch.lerp(x, torch.cat(parts), per_picture(rng.uniform(-0.3, 1, n)))  # below 0: sharpened
     blotches = torch.from_numpy(rng.standard_normal((n, 3, height // 8, width // 8), np.float32))
-    x = x + functional.interpolate(blotches, (height, width), mode="bilinear") * per_picture(rng.uniform(0, 0.08, n))
+    x = x + functional.interpolate(blotches, (height, width), mode="bilinear") * per_picture(rng.uniform(0, 0.07, n))
     grain = torch.from_numpy(rng.standard_normal((n, 1, height, width), np.float32))
-    x = x + grain * per_picture(rng.uniform(0, 0.06, n))
+    x = x + grain * per_picture(rng.uniform(0, 0.06, n) * (rng.random(n) < 0.5))
     tint = per_picture(rng.normal(1, 0.06, (n, 1)) * rng.normal(1, 0.02, (n, 3)))
     x = (x * tint + per_picture(rng.normal(0, 0.04, n))).clamp(-1, 1)
     return x.contiguous(memory_format=torch.channels_last)
@@ -144,21 +144,20 @@ def measure(out: Path, people: int = PEOPLE, each: int = EACH) -> dict[str, dict
     As drawn; softened as in training; and through the demo's autoencoder. A hat's colour counts where a hat is,
     a sketch has no colours.
     """
+    from ..evaluate.paint import Painter
     from ..pipeline import load_pipeline
 
     reader = AttributeReader(out)
     drawn = [portrait for row in held_out_portraits(people, each) for portrait in row]
     pictures = np.stack([portrait.image for portrait in drawn])
     rng = np.random.default_rng(SEED)
-    autoencoder = load_pipeline(DEMO_FOLDER, device="cpu").vae
-    soft, decoded = [], []
-    with torch.no_grad():
-        for part in np.array_split(pictures, max(1, len(pictures) // 16)):
-            soft.append(softened(pixels(jpeg(part, rng)), rng))
-            decoded.append(autoencoder(pixels(part)).sample.clamp(-1, 1))
-    kinds = {"as drawn": pictures}
-    for name, parts in (("softened", soft), ("through the autoencoder", decoded)):
-        kinds[name] = torch.cat(parts).add(1).mul(127.5).round().byte().movedim(1, -1).numpy()
+    parts = np.array_split(pictures, max(1, len(pictures) // 16))
+    soft = torch.cat([softened(pixels(jpeg(part, rng)), rng) for part in parts])
+    kinds = {
+        "as drawn": list(pictures),
+        "softened": list(soft.add(1).mul(127.5).round().byte().movedim(1, -1).numpy()),
+        "through the autoencoder": Painter(load_pipeline(DEMO_FOLDER, device="cpu")).reconstruct(pictures),
+    }
     truth = [shown(portrait.caption) for portrait in drawn]
     return {kind: _accuracy(truth, reader.read(list(shown_pictures))) for kind, shown_pictures in kinds.items()}
 
@@ -184,7 +183,7 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     scratch = Path(tempfile.gettempdir()) / "hyperlora_demo_attributes"
-    parser.add_argument("--out", type=Path, default=DEMO_FOLDER / FOLDER, help="default: %(default)s")
+    parser.add_argument("--out", type=Path, default=DEMO_FOLDER / DEMO_ATTRIBUTES, help="default: %(default)s")
     parser.add_argument(
         "--data", type=Path, help="portraits of `hyperlora train demo-data` (default: drawn into --cache, in minutes)"
     )

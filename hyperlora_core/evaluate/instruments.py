@@ -17,6 +17,8 @@ from .attributes import AttributeReader, Looks
 
 Progress = Callable[[int, int], None]
 CLIP_BATCH = 8
+# the demo's instruments, folders in models/demo
+DEMO_FACES, DEMO_ATTRIBUTES = "face_measure", "attribute_measure"
 
 
 class MeasuringNetwork:
@@ -35,7 +37,7 @@ class MeasuringNetwork:
         except (native.InvalidProtobuf, native.InvalidGraph, native.Fail) as error:
             raise HyperLoRAError(f"{file} is damaged: download it or train it again.") from error
         self._face = require("insightface.app.common", "Measuring likeness").Face
-        self.analyzer, self.name = analyzer, file.stem
+        self.analyzer = analyzer
 
     def embed(self, picture: np.ndarray) -> np.ndarray | None:
         """The largest face of a picture uint8 [h, w, 3] as an embedding [c] of length 1; None where none is found."""

@@ -88,6 +88,26 @@ class Painter:
             injection.remove()
         return [np.asarray(picture) for picture in pictures]
 
+    @torch.no_grad()
+    def reconstruct(self, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Pictures uint8 [h, w, 3], sides multiples of 8, as the autoencoder gives them back: the best that `paint` can
+        paint.
+        """
+        vae, processor = self.pipeline.vae, self.pipeline.image_processor
+        dtype, given = vae.dtype, []
+        if dtype == torch.float16:
+            vae.to(torch.float32)  # SDXL's own overflows in half precision
+        try:
+            for start in range(0, len(pictures), BATCH):
+                pixels = np.stack(pictures[start : start + BATCH]).astype(np.float32) / 127.5 - 1
+                coded = vae.encode(torch.from_numpy(pixels).movedim(-1, 1).to(vae.device, vae.dtype))
+                latents = coded.latents if hasattr(coded, "latents") else coded.latent_dist.mode()
+                given += processor.postprocess(vae.decode(latents).sample.float())
+        finally:
+            if vae.dtype != dtype:
+                vae.to(dtype)
+        return [np.asarray(picture) for picture in given]
+
     def _embed(self, prompt: str) -> tuple[Tensor, ...]:
         """The prompt's and the negative prompt's [1, 77, c] each, then their pooled [1, c]; made once per prompt."""
         if prompt not in self._embeddings:

@@ -55,7 +55,7 @@ def write_report(
         for one, other in comparisons
         if one in rows and other in rows
     }
-    table = _table(results, figures, compared)
+    table = _table(results, figures, compared, settings)
     _write(out / "table.md", table)
     _write(out / "results.csv", _csv(results))
     document = {
@@ -77,16 +77,26 @@ def _measured_rows(results: Results) -> dict[str, dict[str, Measured]]:
     none, truth = results.scores[NONE], results.scores[TRUTH]
     return {
         row: measured(
-            scores, none, truth, edits=row != TRUTH and results.methods[row].prompts == SCENES
+            scores, none, truth, edits=row in results.methods and results.methods[row].prompts == SCENES
         )
         for row, scores in results.scores.items()
     }  # fmt: skip
 
 
-def _table(results: Results, figures: Figures, compared: dict[tuple[str, str], dict[str, Figure]]) -> str:
+def _table(
+    results: Results,
+    figures: Figures,
+    compared: dict[tuple[str, str], dict[str, Figure]],
+    settings: Mapping[str, Any],
+) -> str:
     shown = [name for name in COLUMNS if any(_defined(of.get(name)) for of in figures.values())]
+    made = [
+        f"{len(results.people)} people",
+        f"{len(results.scores[NONE][0])} pictures each",
+        *(f"{name} {settings[name]}" for name in ("seed", "steps", "cfg") if name in settings),
+    ]
     lines = [
-        f"{len(results.people)} people; in brackets the 95 % interval over people.",
+        f"{', '.join(made)}; in brackets the 95 % interval over people.",
         "",
         f"| method | {' | '.join(COLUMNS[name].title for name in shown)} |",
         "|---" * (len(shown) + 1) + "|",
@@ -135,7 +145,8 @@ def _save_grids(out: Path, results: Results) -> None:
     for number, truth in enumerate(zip(*results.scores[TRUTH], strict=True)):
         rows = []
         for i, person in enumerate(results.people[:GRID_PEOPLE]):
-            pictures = {TRUTH: person.renders[number]}
+            at = i * len(results.scores[TRUTH][i]) + number
+            pictures = {name: true[at] for name, true in results.true.items()}
             pictures |= {name: store.load(person.name, number) for name, store in results.stores.items()}
             cells = [Cell(person.photos[0], [f"person {person.name}"])]
             for name, picture in pictures.items():
@@ -143,7 +154,7 @@ def _save_grids(out: Path, results: Results) -> None:
                 cosine = score.cosine if score.found else None
                 cells.append(scored(picture, cosine, score.rank, len(results.people)))
             rows.append((truth[i].prompt, cells))
-        grid = draw_grid(["photo", TRUTH, *results.stores], rows)
+        grid = draw_grid(["photo", *results.true, *results.stores], rows)
         with written_aside(out / f"grid_{number + 1}.png") as aside:
             grid.save(aside, format="PNG")
 

@@ -15,7 +15,7 @@ from ..hyperlora import LoRA
 from ..identity import Identity
 from ..lora import merge_branches
 from ..prompt import with_trigger
-from .instruments import Instruments, Readings
+from .instruments import Instruments
 from .measures import Known, PictureScore, score_pictures
 from .paint import BATCH, Job, Painter, fingerprint
 from .people import Person
@@ -23,18 +23,20 @@ from .protocol import NONE, SCENES, Method, Protocol
 from .store import PictureStore
 
 TRUTH = "another true picture"  # the row of the people's renders: what a perfect method would reach
+CEILING = "true picture, autoencoded"  # these through the base model's autoencoder: what any painted picture can reach
 
 # told (stage, done, total); whatever it raises stops the work, and what was painted stays
 Progress = Callable[[str, int, int], None]
 
 
 class Results(NamedTuple):
-    """Scores by row: "another true picture", then the methods, [people][pictures] each."""
+    """Scores by row: the true pictures' (`TRUTH`, `CEILING`), then the methods', [people][pictures] each."""
 
     people: list[Person]
     left_out: list[str]  # people whose photos show no face
     methods: dict[str, Method]
     scores: dict[str, list[list[PictureScore]]]
+    true: dict[str, list[np.ndarray]]  # pictures of the rows that no method painted, person after person
     stores: dict[str, PictureStore]
 
 
@@ -85,32 +87,33 @@ class Evaluation:
     def run(self, progress: Progress | None = None) -> Results:
         """Paint what is missing, then measure everything."""
         tell = progress or (lambda _stage, _done, _total: None)
-        known, truth, left_out = self._read_photos(tell)
+        known, left_out = self._read_photos(tell)
         self._paint(tell)
-        scores = {TRUTH: score_pictures(self.people, SCENES, truth, known)}
-        total = sum(self._count(method) for method in self.methods.values()) * len(self.people)
-        done, none = 0, None
-        for name, method in self.methods.items():  # "none" is the first
-            pictures = [
-                self.stores[name].load(person.name, picture)
-                for person in self.people
-                for picture in range(self._count(method))
-            ]
+        renders = [picture for person in self.people for picture in person.renders]
+        true = {TRUTH: renders, CEILING: self.painter.reconstruct(renders)}
+        prompts = dict.fromkeys(true, SCENES) | {name: method.prompts for name, method in self.methods.items()}
+        total = sum(len(self.people) * self._count(of) for of in prompts.values())
+        done, none, scores = 0, None, {}
+        for name, of in prompts.items():
+            pictures = true[name] if name in true else self._painted(name)
             read = self.instruments.read(pictures, _part(tell, "measuring", done, len(pictures), total))
             done += len(pictures)
-            none = read if name == NONE else none
-            base = none if method.prompts == SCENES else None
-            scores[name] = score_pictures(self.people, method.prompts, read, known, base)
-        return Results(self.people, left_out, self.methods, scores, self.stores)
+            none = read if name == NONE else none  # the first of the methods
+            scores[name] = score_pictures(self.people, of, read, known, none if of == SCENES else None)
+        return Results(self.people, left_out, self.methods, scores, true, self.stores)
 
-    def _count(self, method: Method) -> int:
-        """Pictures of a person."""
-        return len(self.people[0].prompts[method.prompts])
+    def _painted(self, name: str) -> list[np.ndarray]:
+        """A method's pictures, person after person."""
+        pictures = range(self._count(self.methods[name].prompts))
+        return [self.stores[name].load(person.name, picture) for person in self.people for picture in pictures]
 
-    def _read_photos(self, tell: Progress) -> tuple[Known, Readings, list[str]]:
+    def _count(self, prompts: str) -> int:
+        """Pictures of a person for a set of prompts."""
+        return len(self.people[0].prompts[prompts])
+
+    def _read_photos(self, tell: Progress) -> tuple[Known, list[str]]:
         """Embed everybody's photos, and drop the people of whom a photo shows no face."""
         faces, kept, left_out, rows = self.instruments.faces, [], [], []
-        renders = sum(len(person.renders) for person in self.people)
         for number, person in enumerate(self.people, start=1):
             embedded = faces.embed_all([person.gallery, *person.photos])
             if embedded.any(1).all():
@@ -120,25 +123,22 @@ class Evaluation:
                 which = ["gallery photo", *(f"photo {i + 1}" for i in range(len(person.photos)))]
                 missing = [name for name, row in zip(which, embedded, strict=True) if not row.any()]
                 left_out.append(f"{person.name}: no face was found in {', '.join(missing)}")
-            tell("reading photos", number, len(self.people) + renders)
+            tell("reading photos", number, len(self.people))
         if len(kept) < 2:
             raise HyperLoRAError(
                 f"Faces were found in the photos of {len(kept)} of {len(self.people)} people, which leaves nothing to "
                 "compare: check the face pack."
             )
-        done, total = len(self.people), len(self.people) + renders
-        pictures = [picture for person in kept for picture in person.renders]
-        truth = self.instruments.read(pictures, _part(tell, "reading photos", done, len(pictures), total))
         self.people = kept
         gallery, photos = np.stack(rows, 1)
-        return Known(gallery, photos), truth, left_out
+        return Known(gallery, photos), left_out
 
     def _paint(self, tell: Progress) -> None:
         todo = {
             name: [
                 (i, picture)
                 for i, person in enumerate(self.people)
-                for picture in range(self._count(method))
+                for picture in range(self._count(method.prompts))
                 if not self.stores[name].has(person.name, picture)
             ]
             for name, method in self.methods.items()

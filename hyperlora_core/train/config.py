@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -51,7 +52,8 @@ def config_path(command: str, config: str | None, device: str) -> Path:
 def load_config(path: str | Path, kind: type[Config]) -> Config:
     """Read a TOML file into the dataclass `kind`, section by section.
 
-    Raises HyperLoRAError for a file that can't be read, an unknown, a missing or a wrongly typed key.
+    A section that may be None may be left out. Raises HyperLoRAError for a file that can't be read, an unknown, a missing
+    or a wrongly typed key.
     """
     toml = packages.require("tomllib" if sys.version_info >= (3, 11) else "tomli", "Reading a training config")
     path = Path(path)
@@ -68,17 +70,21 @@ def load_config(path: str | Path, kind: type[Config]) -> Config:
 
 def _filled(kind: type[Config], table: Mapping[str, Any], path: str, section: str) -> Config:
     hints = get_type_hints(kind)
-    known = [field.name for field in dataclasses.fields(kind)]
+    known = {field.name: field.default for field in dataclasses.fields(kind)}
     for key in table:
         if key not in known:
             raise HyperLoRAError(f"{path} has an unknown key {section}{key}. Known here: {', '.join(known)}.")
-    for key in known:
-        if key not in table:
+    for key, default in known.items():
+        if key not in table and default is dataclasses.MISSING:
             raise HyperLoRAError(f"{path} lacks the key {section}{key}. Take it from a config in {SHIPPED}.")
-    return kind(**{key: _value(hints[key], table[key], path, f"{section}{key}") for key in known})
+    return kind(**{key: _value(hints[key], value, path, f"{section}{key}") for key, value in table.items()})
 
 
 def _value(hint: Any, value: Any, path: str, key: str) -> Any:
+    if isinstance(hint, types.UnionType):  # a section or None
+        if value is None:
+            return None
+        hint = get_args(hint)[0]
     if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
         return _filled(hint, value, path, f"{key}.")
     if get_origin(hint) is tuple and isinstance(value, list):

@@ -11,8 +11,9 @@ network between GPUs, samples (time). SHARE stands for these.
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,7 +21,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -30,6 +30,7 @@ from .. import packages
 from ..checkpoint import MODULES
 from ..demo.hyperlora import FACE_WIDTH, HyperLoRASize, Modules, specs, unet_modules
 from ..demo.sdxl import SDXL_BASE, SDXLSize, random_models
+from ..errors import HyperLoRAError
 from ..hyperlora import Basis, HyperLoRA
 from ..resampler import IDProjector, Resampler, ResamplerConfig
 from ..vision import VisionEncoder
@@ -69,45 +70,43 @@ GPUS = (A100, GPU("H100 SXM", 80, 989, 495, 67), GPU("H200 SXM", 141, 989, 495, 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A stage at one size of pictures; bytes and FLOPs are of one process."""
+    """A stage on photos of one size, in one process."""
 
     side: int  # px
-    checkpointing: bool
-    loop: LoopConfig
+    config: Config
     trained: int  # parameters
     frozen: int
     lasting: dict[str, int]  # bytes that are held from step to step, by what they are
     passing: int  # bytes that a step adds at its worst moment
     flops: dict[str, float]  # of one accumulated part, by precision: bf16, tf32, fp32
 
-    @property
-    def memory(self) -> int:
-        """Bytes in all."""
-        return sum(self.lasting.values()) + self.passing
+    def memory(self, processes: int = 1) -> int:
+        """Bytes in all; with several processes each holds the gradients once more, on their way to the others."""
+        return sum(self.lasting.values()) + self.passing + (self.lasting["gradients"] if processes > 1 else 0)
 
     def seconds(self, gpu: GPU) -> float:
         """Of a step with all its accumulated parts."""
         peaks = {"bf16": gpu.bf16, "tf32": gpu.tf32, "fp32": gpu.fp32}
-        return self.loop.accumulation * sum(n / (peaks[kind] * 1e12 * SHARE) for kind, n in self.flops.items())
+        part = sum(n / (peaks[precision] * 1e12 * SHARE) for precision, n in self.flops.items())
+        return part * self.config.loop.accumulation
 
     def days(self, gpu: GPU) -> float:
         """Of all steps. More GPUs make steps larger, not faster."""
-        return self.loop.steps * self.seconds(gpu) / 86400
+        return self.config.loop.steps * self.seconds(gpu) / 86400
 
 
 def estimate(
     config: Config,
-    sides: Iterable[int] = SIDES,
-    checkpointing: Iterable[bool] = (True, False),
+    sides: Sequence[int] = SIDES,
     sdxl: SDXLSize = SDXL_BASE,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Estimate]:
-    """Estimate the stage of `config` for pictures of each side, with and without gradient checkpointing.
+    """Estimate the stage of `config` for photos of each side. `progress(done, in all)` may raise to stop.
 
-    The config's own `stage.checkpointing` doesn't count. `progress(done, in all)` may raise to stop.
+    Raises HyperLoRAError for a config with PuLID's losses, whose sampling depends on faces that are found.
     """
-    cases = [(side, recompute) for recompute in checkpointing for side in sides]
-    results = []
+    if config.pulid is not None:
+        raise HyperLoRAError("The estimate doesn't know PuLID's losses: leave [pulid] out of the config.")
     with FakeTensorMode(allow_non_fake_inputs=True):
         models = SimpleNamespace(**random_models(sdxl))
         network = planned_network(unet_modules(models.unet.config), config.hyperlora)
@@ -115,37 +114,67 @@ def estimate(
     encoders = [models.vae, models.text_encoder, models.text_encoder_2, vision.tower]
     for encoder in encoders:
         encoder.to = lambda _device, encoder=encoder: encoder  # tensors without values can't be moved, nor need they
-    for side, recompute in cases:
+    # scenario (a) for all; what the others add is a share of a forward pass, see _step
+    stage = replace(config.stage, cache=False, scenarios=(1.0, 0.0, 0.0))
+    task = StageTask(replace(config, stage=stage), BlankPhotos(), models, vision, network, Path())
+    norms_as_on_gpu(task.module)
+    results = []
+    for side in sides:
         if progress is not None:
-            progress(len(results), len(cases))
-        # scenario (a) for all; what the others add is a share of a forward pass, see _step
-        stage = replace(config.stage, checkpointing=recompute, cache=False, scenarios=(1.0, 0.0, 0.0))
-        task = StageTask(replace(config, stage=stage), BlankPhotos(side), models, vision, network, None)
-        results.append(_estimate(task, config, side, encoders))
-        task.module.injection.remove()
-        models.unet.disable_gradient_checkpointing()
+            progress(len(results), len(sides))
+        task.photos.size = side
+        results.append(_estimate(task, config, encoders))
     if progress is not None:
-        progress(len(results), len(cases))
+        progress(len(sides), len(sides))
     return results
 
 
-def _estimate(task: StageTask, config: Config, side: int, encoders: list[nn.Module]) -> Estimate:
+def report(estimates: Sequence[Estimate]) -> str:
+    """A stage's estimates as Markdown: what lasts, and a row for each size of photos. GB are 10^9 bytes."""
+    first = estimates[0]
+    loop, counted = first.config.loop, f"{first.trained:,} parameters are trained, {first.frozen:,} frozen"
+    held = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in first.lasting.items())
+    head = ["px", "a step adds, GB", "in all, GB", "on several GPUs", "TFLOP a photo"]
+    head += [f"s a step, {gpu.name}" for gpu in GPUS] + [f"days, {A100.name}"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for one in estimates:
+        photo = sum(one.flops.values()) / loop.batch / 1e12
+        row = [f"{one.side}", *(f"{size / 1e9:.1f}" for size in (one.passing, one.memory(), one.memory(2)))]
+        row += [f"{photo:.1f}", *(f"{one.seconds(gpu):.1f}" if fits(one, gpu) else "-" for gpu in GPUS)]
+        lines.append(f"| {' | '.join([*row, f'{one.days(A100):.1f}'])} |")
+    return "\n".join(
+        [
+            f"Estimated, not measured: SDXL, batch {loop.batch} x {loop.accumulation}, precision {loop.precision}, "
+            f"checkpointing {'on' if first.config.stage.checkpointing else 'off'}; GPUs at {SHARE:.0%} of their peak.",
+            f"{counted}. Held all the time, GB: {held}.",
+            "",
+            *lines,
+            "",
+            f"-: doesn't fit. Days: {loop.steps:,} steps.",
+        ]
+    )
+
+
+def fits(one: Estimate, gpu: GPU) -> bool:
+    """Whether a single GPU holds the training."""
+    return one.memory() <= gpu.memory * 1e9
+
+
+def _estimate(task: StageTask, config: Config, encoders: list[nn.Module]) -> Estimate:
     trained = [p for p in task.module.parameters() if p.requires_grad]
-    frozen = [p for module in (task.module, *encoders) for p in module.parameters() if not p.requires_grad]
+    frozen = [p for p in task.module.parameters() if not p.requires_grad]
+    frozen += [p for encoder in encoders for p in encoder.parameters()]
     weights = _bytes(trained)
     lasting = {"frozen models": _bytes(frozen), "trained weights": weights, "gradients": weights, "AdamW": 2 * weights}
     if config.loop.ema_decay:
         lasting["moving average"] = weights
-    lasting["gradients on their way to other GPUs"] = weights  # DistributedDataParallel's buckets
     others = sum(config.stage.scenarios[1:]) if config.stage.conditions else 0.0
     with FakeTensorMode(allow_non_fake_inputs=True):
         for p in trained:
             p.grad = torch.zeros_like(p)  # of the parts accumulated before
         passing, flops = _step(task, config.loop, others)
         passing = max(passing, _update(trained, config.loop))
-    return Estimate(
-        side, task.config.checkpointing, config.loop, _count(trained), _count(frozen), lasting, passing, flops
-    )
+    return Estimate(task.photos.size, config, _count(trained), _count(frozen), lasting, passing, flops)
 
 
 def _step(task: StageTask, loop: LoopConfig, others: float) -> tuple[int, dict[str, float]]:
@@ -155,10 +184,10 @@ def _step(task: StageTask, loop: LoopConfig, others: float) -> tuple[int, dict[s
     """
     draw = Draw(np.random.default_rng(0), loop.batch, torch.device("cpu"))
     task.module.train()
-    with Meter() as meter, AsOnGPU():
+    with Meter() as meter:
         batch = task.batch(draw)
         before = Counter(meter.flops)
-        with torch.autocast("cpu", torch.bfloat16, enabled=loop.precision != "no"):
+        with NobodyHeld(), torch.autocast("cpu", torch.bfloat16, enabled=loop.precision != "no"):
             losses = task.module(**batch)
         forward = meter.flops - before
         sum(losses.values()).backward()
@@ -223,25 +252,31 @@ def _precision(func: Any, args: tuple) -> str:
     return "tf32" if func._overloadpacket in (aten.convolution, aten.convolution_backward) else "fp32"
 
 
-class AsOnGPU(TorchFunctionMode):
-    """What tensors without values on the CPU do otherwise than true ones on a GPU."""
+class NobodyHeld(TorchFunctionMode):
+    """The one shape that depends on values: how many photos draw other scenarios than (a). Here none does."""
 
     def __torch_function__(self, func: Any, _types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        if func is Tensor.nonzero:  # a shape that depends on values: on those of the scenarios, which are all (a)
+        if func is Tensor.nonzero:
             return torch.empty(0, args[0].ndim, dtype=torch.long)
-        # autocast computes norms in fp32 on a GPU only
-        if func in (functional.layer_norm, functional.group_norm) and torch.is_autocast_enabled("cpu"):
-            args = (args[0].float(), *args[1:])
         return func(*args, **(kwargs or {}))
 
 
+def norms_as_on_gpu(module: nn.Module) -> None:
+    """Make autocast compute norms in fp32, as it does on a GPU but not on the CPU."""
+
+    def in_full(_norm: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (inputs[0].float(), *inputs[1:]) if torch.is_autocast_enabled("cpu") else inputs
+
+    for part in module.modules():
+        if isinstance(part, nn.GroupNorm | nn.LayerNorm):
+            part.register_forward_pre_hook(in_full)
+
+
 class BlankPhotos:
-    """photos.Photos of a side, all black."""
+    """photos.Photos, all black; `size` may be changed."""
 
     people, recognition = np.zeros(1, np.int64), "none"
-
-    def __init__(self, side: int):
-        self.size = side
+    size = SIDES[0]
 
     def __len__(self) -> int:
         return 1

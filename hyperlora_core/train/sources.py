@@ -12,3 +12,4 @@ class Sources:
     data: Path  # of demo-data, or of `hyperlora prepare`
     base: Path  # SDXL: a file, a diffusers folder, or the demo's folder
     clip: Path  # the CLIP image tower
+    faces: Path | None = None  # the face pack that made the pictures' embeddings; for PuLID's identity loss

@@ -12,10 +12,14 @@ While the ID branch trains, each picture draws one of three scenarios:
     (a) trigger words, ID and base: reconstruct the picture
     (b) no trigger words, ID alone: predict what the frozen model does
     (c) no trigger words, ID and base: predict what the frozen model does with the base alone
+
+PuLID's losses (pulid.py) are added to (a) where the config has a section [pulid].
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +40,7 @@ from .drawn import open_photos
 from .features import RowCache, encode_pictures, fingerprint
 from .loop import CHECKPOINT, Draw, load_trained_config, trained_values
 from .network import GROUPS, Network, joined
+from .pulid import CrossAttentions, PuLID, PuLIDConfig, Seen, check_pulid, make_pulid
 from .sheets import sheet
 from .sources import Sources
 
@@ -45,6 +50,7 @@ if TYPE_CHECKING:
     from .photos import Photos
 
 RECONSTRUCT, ID_ALONE, BESIDE_BASE = range(3)  # the scenarios (a), (b), (c)
+KINDS = (("embedding", "clip"), ("embedding",), ("clip",))  # what an ID branch may read, in its order
 SHEET_PEOPLE, SHEET_SEED = 8, 0
 
 
@@ -71,20 +77,24 @@ class Config:
     loop: LoopConfig
     hyperlora: HyperLoRASize
     stage: StageConfig
+    pulid: PuLIDConfig | None = None
 
 
 class Stage(nn.Module):
     """The network in training with the frozen UNet that its LoRAs are beside."""
 
-    def __init__(self, network: Network, unet: nn.Module, config: StageConfig):
+    def __init__(self, network: Network, unet: nn.Module, config: StageConfig, pulid: PuLID | None = None):
         super().__init__()
-        self.network, self.unet, self.config = network, unet.requires_grad_(False), config
+        self.network, self.unet, self.config, self.pulid = network, unet.requires_grad_(False), config, pulid
         self.injection = Injection(unet, network.keys())
+        self.attentions = CrossAttentions(unet) if pulid is not None and pulid.aligns else None
 
     def train(self, mode: bool = True) -> "Stage":
         """The UNet stays as it is sampled with, but for gradient checkpointing, which asks for this mode."""
         super().train(mode)
         self.unet.train(mode and self.config.checkpointing)
+        if self.pulid is not None:
+            self.pulid.eval()
         return self
 
     def forward(
@@ -100,26 +110,43 @@ class Stage(nn.Module):
         scenarios: Tensor,
         tokens: Tensor | None = None,
         embeds: Tensor | None = None,
+        faces: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """noisy, noise [n, 4, h, w]; steps [n]; weights [n, 1, h, w] of the errors; text [n, t, c]; pooled [n, p];
-        time_ids [n, 6]; base_tokens, tokens [n, t, c]; embeds [n, 512]; scenarios int [n]."""
+        time_ids [n, 6]; base_tokens, tokens [n, t, c]; embeds [n, 512] that the ID branch reads, faces [n, 512] that
+        PuLID's loss asks for; scenarios int [n]."""
         inputs = (noisy, steps, text, pooled, time_ids)
         base = self._base(base_tokens, (scenarios != ID_ALONE).float())
         if not self.config.conditions:
             errors = self._errors(inputs, base, noise, weights)
             return {"reconstruct": errors.mean()}
 
+        told = scenarios == RECONSTRUCT
+        held = (~told).nonzero().flatten() if self.attentions is None else torch.arange(len(told), device=told.device)
         target = noise
-        held = (scenarios != RECONSTRUCT).nonzero().flatten()
         if len(held):
-            with torch.no_grad():
-                kept = {key: LowRank(lora.down[held], lora.up[held]) for key, lora in base.items()}
-                target = noise.index_put((held,), self._predict(tuple(x[held] for x in inputs), kept).to(noise))
+            with torch.no_grad(), self._watched() as without:
+                kept = self._predict(*_rows(inputs, base, held)).to(noise)
+                target = noise.index_put((held,), torch.where(told[held].view(-1, 1, 1, 1), noise[held], kept))
         coefficients = self.network.coefficients(embeds, tokens)
         person = self.network.low_rank(coefficients, "id", torch.ones(len(noisy), device=noisy.device))
-        errors = self._errors(inputs, joined(person, base), target, weights)
+        both = joined(person, base)
+        with self._watched() as with_id:
+            errors = self._errors(inputs, both, target, weights)
         names = {RECONSTRUCT: "reconstruct", ID_ALONE: "ID alone", BESIDE_BASE: "beside base"}
-        return {name: (errors * (scenarios == scenario)).sum() / len(errors) for scenario, name in names.items()}
+        losses = {name: (errors * (scenarios == scenario)).sum() / len(errors) for scenario, name in names.items()}
+        if self.attentions is not None:
+            losses |= self.pulid.alignment(*self.attentions.differences(without, with_id), told)
+        if faces is not None:
+            rows = told.nonzero().flatten()[: self.pulid.config.pictures]
+            (_, _, *conditions), lora = _rows(inputs, both, rows)
+            losses |= self.pulid.identity(
+                lambda noisy, steps: self._predict((noisy, steps, *conditions), lora).float(), noise[rows], faces[rows]
+            )
+        return losses
+
+    def _watched(self) -> AbstractContextManager[Seen]:
+        return nullcontext({}) if self.attentions is None else self.attentions.watch()
 
     def _base(self, tokens: Tensor, weights: Tensor) -> dict[str, LowRank]:
         with torch.set_grad_enabled(torch.is_grad_enabled() and "base" in self.config.trains):
@@ -140,16 +167,23 @@ class Stage(nn.Module):
         return (weights * (self._predict(inputs, lora).float() - target).square()).mean((1, 2, 3))  # (n,)
 
 
+def _rows(
+    inputs: tuple[Tensor, ...], lora: Mapping[str, LowRank], rows: Tensor
+) -> tuple[tuple[Tensor, ...], dict[str, LowRank]]:
+    """Some pictures of a batch: `Stage._predict`'s arguments for them."""
+    return tuple(x[rows] for x in inputs), {key: LowRank(pair.down[rows], pair.up[rows]) for key, pair in lora.items()}
+
+
 class StageTask:
     """Photos with their captions, noisy, and what the branches read of the same people."""
 
     def __init__(self, config: Config, photos: "Photos", pipeline: "StableDiffusionXLPipeline", vision: VisionEncoder,
-                 network: Network, cache: Path):  # fmt: skip
+                 network: Network, cache: Path, pulid: PuLID | None = None):  # fmt: skip
         self.config, self.photos, self.pipeline, self.vision = config.stage, photos, pipeline, vision
         network.choose(config.stage.trains)
+        self.module = Stage(network, pipeline.unet, config.stage, pulid)
         if config.stage.checkpointing:
-            pipeline.unet.enable_gradient_checkpointing()
-        self.module = Stage(network, pipeline.unet, config.stage)
+            pipeline.unet.enable_gradient_checkpointing(self.module.injection.repeat)
         self.schedule = Schedule()
         self.texts = TextEncoders(pipeline.text_encoder, pipeline.text_encoder_2)
         self.others = _other_rows(photos.people)
@@ -182,7 +216,10 @@ class StageTask:
             "base_tokens": self._tokens("base", rows, device),
             "scenarios": torch.from_numpy(scenarios).to(device),
         }
-        return batch | self._person(self._references(rows, rng), device)
+        references = self._references(rows, rng)
+        if self.module.pulid is not None and self.module.pulid.likeness is not None:
+            batch["faces"] = self._faces(references, device)
+        return batch | self._person(references, device)
 
     def _references(self, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """The photos that the ID branch reads: the pictures' own, or others of the same people."""
@@ -198,8 +235,11 @@ class StageTask:
         if "clip" in self.config.conditions:
             person["tokens"] = self._tokens("identity", rows, device)
         if "embedding" in self.config.conditions:
-            person["embeds"] = torch.from_numpy(self.photos.embeddings(rows)).to(device)
+            person["embeds"] = self._faces(rows, device)
         return person
+
+    def _faces(self, rows: np.ndarray, device: torch.device) -> Tensor:
+        return torch.from_numpy(self.photos.embeddings(rows)).to(device)
 
     def _latents(self, rows: np.ndarray, rng: np.random.Generator, device: torch.device) -> tuple[Tensor, np.ndarray]:
         if self.caches:
@@ -222,21 +262,21 @@ class StageTask:
         return self.vision.encode_pictures(pictures).float()
 
     def _caches(self, folder: Path) -> dict[str, RowCache]:
-        n, side, cpu = len(self.photos), self.photos.size // 8, torch.device("cpu")
-        tower, tokens = fingerprint(self.vision.tower), tuple(self._see("identity", np.arange(1), cpu).shape[1:])
+        n, side, tower = len(self.photos), self.photos.size // 8, fingerprint(self.vision.tower)
+        tokens = tuple(self._see("identity", np.arange(1), torch.device("cpu")).shape[1:])
 
-        def see(kind: str) -> RowCache:
-            return RowCache(folder / f"{kind}_{tower}", n, tokens, lambda rows: self._see(kind, rows, cpu).numpy())
+        def cache(name: str, shape: tuple[int, ...], compute: Callable[[np.ndarray, torch.device], Tensor]) -> RowCache:
+            # on the UNet's device of that moment: the loop has moved it by then
+            return RowCache(folder / name, n, shape, lambda rows: compute(rows, self.module.unet.device).cpu().numpy())
 
         return {
-            "latents": RowCache(
-                folder / f"latents_{fingerprint(self.pipeline.vae)}",
-                n,
+            "latents": cache(
+                f"latents_{fingerprint(self.pipeline.vae)}",
                 (4, side, side),
-                lambda rows: self._encode(self.photos.pictures(rows)[0], cpu).numpy(),
+                lambda rows, device: self._encode(self.photos.pictures(rows)[0], device),
             ),
-            "identity": see("identity"),
-            "base": see("base"),
+            "identity": cache(f"identity_{tower}", tokens, partial(self._see, "identity")),
+            "base": cache(f"base_{tower}", tokens, partial(self._see, "base")),
         }
 
     def sheet(self) -> Image.Image:
@@ -282,21 +322,49 @@ def face_weights(boxes: np.ndarray, side: int, weight: float) -> Tensor:
 
 def make_task(config: Config, sources: Sources, name: str) -> StageTask:
     """The stage on prepared photos (drawn ones, or of `hyperlora prepare`), the base model and the CLIP tower."""
-    photos, pipeline = open_photos(sources.data), load_pipeline(sources.base, device="cpu")
+    photos, vision = open_photos(sources.data), VisionEncoder.load(sources.clip)
+    if vision.width != config.hyperlora.clip_width:
+        raise HyperLoRAError(
+            f"The CLIP image tower {sources.clip} makes tokens of {vision.width} channels, but hyperlora.clip_width is "
+            f"{config.hyperlora.clip_width}: choose the other tower (--clip) or change the config."
+        )
+    pipeline = load_pipeline(sources.base, device="cpu")
     network = make_network(config, pipeline.unet, sources.root)
-    vision = VisionEncoder.load(sources.clip)
-    return StageTask(config, photos, pipeline, vision, network, sources.data / "features")
+    pulid = make_pulid(config.pulid, pipeline.vae, sources, photos.recognition) if config.pulid is not None else None
+    return StageTask(config, photos, pipeline, vision, network, sources.data / "features", pulid)
 
 
 def make_network(config: Config, unet: nn.Module, root: Path) -> Network:
     """The network as this stage begins: untrained, or with what the stages before it trained."""
-    unknown = [group for group in config.stage.trains if group not in GROUPS]
-    if unknown:
-        raise HyperLoRAError(f"stage.trains names {unknown[0]}. Known groups: {', '.join(GROUPS)}.")
+    check(config)
     network = Network(unet_modules(unet.config), config.hyperlora, config.loop.seed)
     for name in config.stage.start:
         take_over(network, root / name / CHECKPOINT)
     return network
+
+
+def check(config: Config) -> None:
+    """Raise HyperLoRAError for a config whose parts don't fit together."""
+    size, stage = config.hyperlora, config.stage
+    if size.conditions not in KINDS or not size.base_rank:
+        kinds = " or ".join(str(list(kind)) for kind in KINDS)
+        raise HyperLoRAError(f"hyperlora.conditions must be {kinds}, and hyperlora.base_rank at least 1.")
+    unknown = [group for group in stage.trains if group not in GROUPS]
+    if unknown or not stage.trains:
+        raise HyperLoRAError(f"stage.trains names {(unknown or ['nothing'])[0]}. Known groups: {', '.join(GROUPS)}.")
+    strange = [condition for condition in stage.conditions if condition not in size.conditions]
+    if strange:
+        raise HyperLoRAError(f"stage.conditions names {strange[0]}, which isn't among hyperlora.conditions.")
+    used = {"base", *stage.conditions, *(("trunk", "bases") if stage.conditions else ())}
+    idle = [group for group in stage.trains if group not in used]
+    if idle:
+        raise HyperLoRAError(
+            f"stage.trains names {idle[0]}, which nothing goes through with stage.conditions {list(stage.conditions)}."
+        )
+    if config.pulid is not None:
+        check_pulid(config.pulid, stage.conditions)
+    if min(stage.scenarios) < 0 or abs(sum(stage.scenarios) - 1) > 1e-6:
+        raise HyperLoRAError(f"stage.scenarios are chances and must sum to 1, not {list(stage.scenarios)}.")
 
 
 def take_over(network: Network, checkpoint: Path) -> None:

@@ -1,0 +1,117 @@
+"""hyperlora batch: identities and LoRAs of many people, stopped and resumed at will."""
+
+import os
+import sys
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+
+from tqdm import tqdm
+
+from ..batch.journal import KINDS
+from ..batch.models import Models
+from ..batch.run import Summary, run_batch
+from ..batch.write import BatchConfig
+from ..lora import NAMINGS
+from .options import add_model_arguments, add_reading_arguments, encode_options
+
+SHOWN = 5  # people whose files are called otherwise
+MOST_WORKERS = 8  # by default; each needs the memory of PyTorch and a face pack
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("photos", metavar="PHOTOS_FOLDER", help="holds a folder of photos for each person")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="where files, journal and report go")
+    parser.add_argument(
+        "--write", type=_kinds, default=KINDS, metavar="KINDS", help=f"of {','.join(KINDS)} (default: both)"
+    )
+    parser.add_argument(
+        "--naming", choices=NAMINGS, default=NAMINGS[0], help="kohya: ComfyUI and most tools; diffusers: PEFT"
+    )
+    parser.add_argument(
+        "--base-weight",
+        type=float,
+        default=0.0,
+        metavar="WEIGHT",
+        help="join the base branch into the LoRAs at this weight (default: 0, the face only)",
+    )
+    parser.add_argument("--retry", action="store_true", help="look again at people who failed in an earlier run")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=min(MOST_WORKERS, os.cpu_count() or 1),
+        metavar="N",
+        help="processes that look for faces (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--group",
+        type=int,
+        default=BatchConfig.group,
+        metavar="N",
+        help="photos that are encoded, and people whose LoRAs are mixed, at once (default: %(default)s)",
+    )
+    parser.add_argument("--ray", metavar="ADDRESS", help='work on this Ray cluster; "local" starts one here')
+    add_reading_arguments(parser)
+    add_model_arguments(parser)
+
+
+def run(arguments: Namespace) -> int:
+    """Run the command; 0 when all people are done, 1 when some failed, 130 when stopped."""
+    models = Models(
+        arguments.checkpoint,
+        arguments.face_pack,
+        arguments.clip,
+        arguments.models_folder,
+        arguments.provider,
+        arguments.device,
+    )
+    config = BatchConfig(
+        arguments.write,
+        encode_options(arguments),
+        arguments.naming,
+        arguments.base_weight,
+        arguments.group,
+    )
+    # the delay keeps the bar out of an error's way until there is work
+    with tqdm(desc="photos", unit="photo", delay=0.1, mininterval=1 if sys.stderr.isatty() else 60) as bar:
+
+        def progress(done: int, total: int, people: int, failed: int) -> None:
+            bar.total = total
+            bar.set_postfix(people=people, failed=failed, refresh=False)
+            bar.update(done - bar.n)
+
+        try:
+            summary = run_batch(
+                arguments.photos,
+                arguments.out,
+                models,
+                config,
+                arguments.workers,
+                arguments.retry,
+                arguments.ray,
+                progress,
+            )
+        except KeyboardInterrupt:
+            bar.close()
+            print("Stopped; nothing is lost. The same command goes on.", file=sys.stderr)
+            return 130
+    _tell(summary, arguments.out)
+    return 1 if summary.failed else 0
+
+
+def _tell(summary: Summary, out: str) -> None:
+    earlier = f", {summary.earlier} of them from earlier runs" if summary.earlier else ""
+    print(f"{summary.done} of {summary.done + summary.failed} people are in {out}{earlier}")
+    if summary.failed:
+        print(f"{summary.failed} failed; --retry looks at them again")
+    for person, file in list(summary.renamed.items())[:SHOWN]:
+        print(f"{person!r}: the files are called {file!r}, since the name is another's or does not do for a file")
+    if len(summary.renamed) > SHOWN:
+        print(f"and so for {len(summary.renamed) - SHOWN} more")
+    print(f"Each person: {summary.report}")
+
+
+def _kinds(text: str) -> tuple[str, ...]:
+    asked = [word.strip() for word in text.split(",")]
+    if unknown := [word for word in asked if word not in KINDS]:
+        raise ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(KINDS)}")
+    return tuple(kind for kind in KINDS if kind in asked)
