@@ -52,7 +52,10 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--clip", type=Path, metavar="PATH", help="the CLIP image tower (default: the demo's)")
     parser.add_argument(
-        "--faces", type=Path, metavar="FOLDER", help="the face pack that demo-faces and PuLID's loss run (default: the demo's)"
+        "--faces",
+        type=Path,
+        metavar="FOLDER",
+        help="the face pack that demo-faces and PuLID's loss run (default: the demo's)",
     )
     parser.add_argument("--steps", type=int, metavar="N", help="steps in all, instead of the config's")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: %(default)s)")

@@ -70,12 +70,12 @@ def load_config(path: str | Path, kind: type[Config]) -> Config:
 
 def _filled(kind: type[Config], table: Mapping[str, Any], path: str, section: str) -> Config:
     hints = get_type_hints(kind)
-    known = {field.name: field.default for field in dataclasses.fields(kind)}
+    known = [field.name for field in dataclasses.fields(kind)]
     for key in table:
         if key not in known:
             raise HyperLoRAError(f"{path} has an unknown key {section}{key}. Known here: {', '.join(known)}.")
-    for key, default in known.items():
-        if key not in table and default is dataclasses.MISSING:
+    for key in known:
+        if key not in table and not isinstance(hints[key], types.UnionType):
             raise HyperLoRAError(f"{path} lacks the key {section}{key}. Take it from a config in {SHIPPED}.")
     return kind(**{key: _value(hints[key], value, path, f"{section}{key}") for key, value in table.items()})
 
