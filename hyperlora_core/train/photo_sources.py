@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import HyperLoRAError
+from ..photo import PICTURES
 
-# formats that aren't always readable here are listed too, so that such files are reported instead of passed over
-PICTURES = ("jpg", "jpeg", "jfif", "png", "webp", "bmp", "tif", "tiff", "gif", "avif", "heic", "heif")
 SHARDS = ("tar", "tar.gz", "tgz", "tar.zst")
 
 
