@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import pytest
 from bad_inputs import HTML, assert_sentence, picture
 from people import photo_of
 from places import ROOT
-from training_photos import BAD, CONFIG, FACES, SHARD, contents, draw_photos, report_of, run, save
+from training_photos import BAD, CONFIG, FACES, SCENES, SHARD, contents, draw_photos, report_of, run, save
 
 from hyperlora_core import HyperLoRAError
 from hyperlora_core.cli import main
@@ -106,6 +107,73 @@ def test_a_killed_run_goes_on_without_loss_or_repetition(photos, prepared, tmp_p
     assert looks[-1][0] == looks[-1][1]  # all bytes that were left are done
 
 
+def test_killed_at_any_moment(tmp_path, monkeypatch):
+    """Before every single thing that is written, renamed or made to last."""
+    crumb, face = b"x" * 100, {"face": 150, "yaw": 0, "roll": 0, "sharpness": 20}
+    items = [
+        prepare.Rejection(f"{i}.jpg", "no face", "")
+        if i == 3
+        else prepare.Sample(f"{i}.jpg", "ann", *[crumb * (i + 1)] * 3, np.ones(512), np.zeros(4), None, face)
+        for i in range(7)
+    ]
+    left = None  # steps until the kill; None: none
+
+    def counted(owner, name):
+        original = getattr(owner, name)
+
+        def step(*arguments):
+            nonlocal left
+            if left is not None:
+                left -= 1
+                if left < 0:
+                    raise Stop
+            return original(*arguments)
+
+        monkeypatch.setattr(owner, name, step)
+
+    writer_class = photo_shards.ShardWriter
+    for owner, name in [(writer_class, "_append"), (writer_class, "_note"), (writer_class, "_finish_shard"),
+                        (photo_shards, "_sync"), (photo_shards.os, "replace")]:  # fmt: skip
+        counted(owner, name)
+    monkeypatch.setattr(photo_shards.os, "fsync", lambda _: None)  # slow, and no power is cut here
+
+    def write(folder):
+        with photo_shards.ShardWriter(folder, {}, 14_000) as writer:
+            for item in items:
+                if item.source not in writer.done:
+                    writer.reject(item) if isinstance(item, prepare.Rejection) else writer.keep(item, "a person")
+            writer.finish()
+        return contents(folder)
+
+    whole = write(tmp_path / "whole")
+    assert sum(name.endswith(".tar") for name in whole) > 2
+    for moment in range(1000):
+        left = moment
+        try:
+            write(tmp_path / str(moment))
+            break
+        except Stop:
+            left = None
+            assert write(tmp_path / str(moment)) == whole, moment
+    assert 40 < moment < 999
+
+
+def test_rows_stand_in_the_order_of_the_input(monkeypatch):
+    """Whatever the order in which the processes finish."""
+    finished = []
+
+    def examine(source):
+        time.sleep(0 if int(source.name) % 4 else 0.05)
+        finished.append(source)
+        return source.name
+
+    monkeypatch.setattr(prepare, "_examine", examine)
+    sources = [prepare.Source(str(i), "ann", 1, None) for i in range(12)]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(prepare._in_order(pool, iter(sources), 8)) == [(source, source.name) for source in sources]
+    assert finished != sources
+
+
 @pytest.mark.skipif(os.name == "nt", reason="kills as POSIX does")
 def test_two_processes_killed_for_good(photos, prepared, tmp_path):
     """kill -9 of the main process; two workers, of which none is left, write what one would have written."""
@@ -114,7 +182,7 @@ def test_two_processes_killed_for_good(photos, prepared, tmp_path):
     command = [sys.executable, "-m", "hyperlora_core", "prepare", photos, "--out", out, "--people-folders", *options]
     command += ["--face-pack", FACES, "--provider", "cpu", "--shard-size", str(SHARD / 1e6), "--workers", "2"]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while process.poll() is None and time.monotonic() < deadline:
             if (out / "report.csv").exists() and len((out / "report.csv").read_bytes().splitlines()) > 3:
                 break
@@ -170,9 +238,9 @@ def add(shard: tarfile.TarFile, name: str, data: bytes) -> None:
     shard.addfile(member, io.BytesIO(data))
 
 
-def jpeg(number: int, scene: int = 0) -> bytes:
+def jpeg(number: int, scene: int = SCENES[0]) -> bytes:
     file = io.BytesIO()
-    photo_of(number, scene).save(file, "JPEG")
+    photo_of(number, scene).save(file, "JPEG", quality=95)
     return file.getvalue()
 
 
@@ -191,7 +259,7 @@ def test_shards_as_input(tmp_path):
         add(shard, "004.jpg", HTML.encode())
     with tarfile.open(laion / "00001.tar", "w") as shard:
         for i in range(4):
-            add(shard, f"{i}.jpg", jpeg(i, 1))
+            add(shard, f"{i}.jpg", jpeg(i, SCENES[1]))
             add(shard, f"{i}.txt", b"cut")
     whole = (laion / "00001.tar").read_bytes()
     (laion / "00001.tar").write_bytes(whole[: len(whole) // 2])
@@ -220,8 +288,8 @@ def test_shards_as_input(tmp_path):
 def test_people_in_shards(tmp_path):
     for number in range(2):
         with tarfile.open(tmp_path / f"{number}.tar", "w") as shard:
-            add(shard, f"anna/{number}.jpg", jpeg(0, number))
-            add(shard, f"ben/{number}.jpg", jpeg(1, number))
+            add(shard, f"anna/{number}.jpg", jpeg(0, SCENES[number]))
+            add(shard, f"ben/{number}.jpg", jpeg(1, SCENES[number]))
     config = replace(CONFIG, caption="a person")
     prepare.prepare_photos([tmp_path / "0.tar", tmp_path / "1.tar"], tmp_path / "out", FACES, config)
     people = PreparedPhotos(tmp_path / "out").people

@@ -209,6 +209,17 @@ def test_features_on_disk_are_what_is_computed_without(task, sources):
     assert torch.allclose(cached, encoded, atol=1e-2) and np.array_equal(boxes, same)
 
 
+@pytest.fixture
+def another_precision():
+    """accelerate keeps one precision for the whole process."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.usefixtures("another_precision")
 def test_precision_checkpointing_and_accumulation_together(trained, sources, tmp_path):
     changed = short("id-embedding", steps=2, batch=2, accumulation=2, precision="bf16", checkpointing=True)
     assert loop.train(stage.make_task(changed, sources, "x"), changed, tmp_path, "cpu") == 2

@@ -194,7 +194,7 @@ def demo() -> Workflow:
         note="""## The same steps on small models, without any download
 
 The demo models know drawn people only. They come with this pack and need no graphics card.
-Except for the face networks they are not trained yet: the picture is noise that depends on the person.
+Their training is not finished: the picture follows the prompt, but shows no likeness yet.
 The green nodes are yours to change:
 
 1. Press **Run**: the drawn person in **Load Image** comes with the pack.

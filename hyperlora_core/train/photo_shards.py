@@ -91,11 +91,13 @@ class ShardWriter:
         with self._writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self.folder / LOCK)
-        try:
-            with self._writing(self.folder / LOCK):
+        with self._writing(self.folder / LOCK):
+            try:
                 self._lock.acquire(timeout=0)
-        except Timeout as error:
-            raise HyperLoRAError(f"{folder} is being written by another process: wait for it, or end it.") from error
+            except Timeout as error:  # an OSError as well
+                raise HyperLoRAError(
+                    f"{folder} is being written by another process: wait for it, or end it."
+                ) from error
         try:
             self._check_config({"format": FORMAT, **config})
             with self._writing(self.folder):
@@ -203,6 +205,8 @@ class ShardWriter:
             else:
                 _cut(self._part(), _end(last))
                 self._shard = self._part().open("ab")
+                if self._shard.tell() >= self.shard_bytes:  # killed between its last photo and its end
+                    self._finish_shard()
 
     def _rows_on_disk(self, rows: Path) -> np.ndarray:
         """The rows whose photos lie whole in their shards: after a power cut the files may be shorter than told."""

@@ -131,9 +131,10 @@ def prepare_photos(
 class Examiner:
     """Looks at one photo after the other. Raises HyperLoRAError when the face pack can't be loaded."""
 
-    def __init__(self, face_pack: str | Path, provider: str, config: PrepareConfig):
+    def __init__(self, face_pack: str | Path, provider: str, config: PrepareConfig, alone: bool = True):
         self.faces, self.config = FaceAnalyzer.load(face_pack, provider), config
-        _use_one_thread(self.faces)
+        if not alone:
+            _use_one_thread(self.faces)
 
     def __call__(self, source: Source) -> Sample | Rejection:
         """What is kept of a photo, or why nothing is."""
@@ -309,8 +310,7 @@ def _end_with_parent() -> None:
 
 @cache
 def _examiner() -> Examiner:
-    packages.require("cv2", "Finding faces").setNumThreads(1)  # by default one per core, in every process
-    return Examiner(*_setup)
+    return Examiner(*_setup, alone=False)
 
 
 def _examine(source: Source) -> Sample | Rejection:
@@ -319,10 +319,10 @@ def _examine(source: Source) -> Sample | Rejection:
 
 
 def _use_one_thread(faces: FaceAnalyzer) -> None:
-    """One thread for each network, by default one per core: how a network rounds depends on its threads, and what is
-    written must not depend on the number of processes."""
+    """One thread for each network and for cv2: by default each starts one per core, in every process."""
     options = packages.require("onnxruntime", "Finding faces").SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     for model in faces.app.models.values():
         session = model.session
         model.session = type(session)(model.model_file, sess_options=options, providers=session.get_providers())
+    packages.require("cv2", "Finding faces").setNumThreads(1)
