@@ -101,14 +101,16 @@ class _Converter:
     """
 
     def __init__(self, basis: Basis, like: Tensor):
-        self.like, self.scratch = like, None
-        if not torch.is_grad_enabled():  # else what was mixed before would change
-            largest = max(tensor.numel() for tensor in basis.parameters())
-            self.scratch = torch.empty(largest, dtype=like.dtype, device=like.device)
+        self.basis, self.like = basis, like
+        self.scratch: Tensor | None = None
 
     def __call__(self, tensor: Tensor) -> Tensor:
-        if self.scratch is None or (tensor.dtype, tensor.device) == (self.like.dtype, self.like.device):
+        as_they_are = (tensor.dtype, tensor.device) == (self.like.dtype, self.like.device)
+        if as_they_are or torch.is_grad_enabled():  # gradients need each tensor after the next one is there
             return tensor.to(self.like)
+        if self.scratch is None:
+            largest = max(each.numel() for each in self.basis.parameters())
+            self.scratch = torch.empty(largest, dtype=self.like.dtype, device=self.like.device)
         return self.scratch[: tensor.numel()].view_as(tensor).copy_(tensor)
 
 

@@ -39,7 +39,7 @@ def open_encoder(
     """
     if checkpoint == DEMO:
         folder = demo_folder()
-        path, face_pack, clip = folder / DEMO_HYPER, face_pack or folder / DEMO_FACES, clip or folder / DEMO_CLIP
+        path, clip = folder / DEMO_HYPER, clip or folder / DEMO_CLIP
     elif checkpoint in load_catalog():
         path = find_file(checkpoint, models).parent
     else:
@@ -47,9 +47,14 @@ def open_encoder(
     hyper = load_hyperlora(path, device, dtype)
     return PhotoEncoder(
         hyper,
-        FaceAnalyzer.load(face_pack or find_file("antelopev2", models), provider),
+        FaceAnalyzer.load(face_pack or find_face_pack(checkpoint, models), provider),
         _clip_tower(hyper, clip, models, device, dtype),
     )
+
+
+def find_face_pack(checkpoint: str, models: str | Path | None) -> Path:
+    """The face pack that a checkpoint is used with where none is given: the demo's own, or antelopev2."""
+    return demo_folder() / DEMO_FACES if checkpoint == DEMO else find_file("antelopev2", models)
 
 
 def _clip_tower(hyper: HyperLoRA, clip, models, device, dtype) -> VisionEncoder | None:

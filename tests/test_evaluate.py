@@ -13,7 +13,7 @@ from PIL import Image
 from hyperlora_core import HyperLoRAError, load_hyperlora, merge_branches, open_encoder, save_hyperlora
 from hyperlora_core.cli import main
 from hyperlora_core.evaluate.attributes import ATTRIBUTES, AttributeReader, shown
-from hyperlora_core.evaluate.instruments import DEMO_FACES, MeasuringNetwork
+from hyperlora_core.evaluate.instruments import FACE_MEASURE, MeasuringNetwork
 from hyperlora_core.evaluate.paint import Job, Painter
 from hyperlora_core.evaluate.protocol import SHIPPED
 from hyperlora_core.evaluate.run import CEILING, TRUTH
@@ -102,7 +102,7 @@ def test_reconstructions_are_what_the_autoencoder_makes_of_pictures(pipeline):
 
 
 def test_the_measuring_network_knows_people():
-    faces = MeasuringNetwork(demo_folder() / DEMO_FACES, open_encoder("demo").faces)
+    faces = MeasuringNetwork(demo_folder() / FACE_MEASURE, open_encoder("demo").faces)
     # two photos of each of three people, and one that shows nobody
     photos = [np.asarray(photo_of(number, scene)) for number in range(3) for scene in (0, 1)]
     embeddings = faces.embed_all([*photos, np.full((128, 128, 3), 90, np.uint8)])

@@ -10,7 +10,7 @@ import torch
 from bad_inputs import assert_sentence
 from people import photo_of
 from PIL import Image, ImageFilter
-from training_photos import FACES, draw_photos, run
+from training_photos import FACES
 
 from hyperlora_core import FaceAnalyzer, HyperLoRAError, read_photo
 from hyperlora_core.demo import sdxl
@@ -26,20 +26,6 @@ from hyperlora_core.train.sources import Sources
 
 for package in ("insightface", "onnxruntime", "cv2"):
     pytest.importorskip(package)
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("photos") / "people"
-    draw_photos(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def prepared(photos, tmp_path_factory):
-    out = tmp_path_factory.mktemp("prepared")
-    run(photos, out)
-    return out
 
 
 def test_prepared_photos(photos, prepared):

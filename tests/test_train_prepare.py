@@ -19,7 +19,7 @@ import pytest
 from bad_inputs import HTML, assert_sentence, picture
 from people import photo_of
 from places import ROOT
-from training_photos import BAD, CONFIG, FACES, SCENES, SHARD, contents, draw_photos, report_of, run, save
+from training_photos import BAD, CONFIG, FACES, SCENES, SHARD, contents, report_of, run, save
 
 from hyperlora_core import HyperLoRAError
 from hyperlora_core.cli import main
@@ -29,20 +29,6 @@ from hyperlora_core.train.photos import PreparedPhotos
 
 for package in ("insightface", "onnxruntime", "cv2"):
     pytest.importorskip(package)
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("photos") / "people"
-    draw_photos(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def prepared(photos, tmp_path_factory):
-    out = tmp_path_factory.mktemp("prepared")
-    run(photos, out)
-    return out
 
 
 def test_every_file_is_reported(photos, prepared):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..catalog import load_catalog
 from ..encode import PhotoEncoder
-from ..locate import DEFAULT, DEMO, DEMO_FACES, demo_folder, find_file, open_encoder
+from ..locate import DEFAULT, DEMO, find_face_pack, open_encoder
 
 
 @dataclass(frozen=True)
@@ -34,4 +34,4 @@ class Models:
         """The face pack alone, for processes that only look at photos."""
         if self.face_pack is not None:
             return Path(self.face_pack).absolute()
-        return demo_folder() / DEMO_FACES if self.checkpoint == DEMO else find_file("antelopev2", self.folder)
+        return find_face_pack(self.checkpoint, self.folder)

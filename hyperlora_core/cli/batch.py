@@ -7,11 +7,9 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from tqdm import tqdm
 
 from ..batch.journal import KINDS
-from ..batch.models import Models
 from ..batch.run import Summary, run_batch
 from ..batch.write import BatchConfig
-from ..lora import NAMINGS
-from .options import add_model_arguments, add_reading_arguments, encode_options
+from .options import add_lora_arguments, add_model_arguments, add_reading_arguments, chosen_models, encode_options
 
 SHOWN = 5  # people whose files are called otherwise
 MOST_WORKERS = 8  # by default; each needs the memory of PyTorch and a face pack
@@ -24,16 +22,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--write", type=_kinds, default=KINDS, metavar="KINDS", help=f"of {','.join(KINDS)} (default: both)"
     )
-    parser.add_argument(
-        "--naming", choices=NAMINGS, default=NAMINGS[0], help="kohya: ComfyUI and most tools; diffusers: PEFT"
-    )
-    parser.add_argument(
-        "--base-weight",
-        type=float,
-        default=0.0,
-        metavar="WEIGHT",
-        help="join the base branch into the LoRAs at this weight (default: 0, the face only)",
-    )
+    add_lora_arguments(parser)
     parser.add_argument("--retry", action="store_true", help="look again at people who failed in an earlier run")
     parser.add_argument(
         "--workers",
@@ -56,14 +45,6 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> int:
     """Run the command; 0 when all people are done, 1 when some failed, 130 when stopped."""
-    models = Models(
-        arguments.checkpoint,
-        arguments.face_pack,
-        arguments.clip,
-        arguments.models_folder,
-        arguments.provider,
-        arguments.device,
-    )
     config = BatchConfig(
         arguments.write,
         encode_options(arguments),
@@ -83,7 +64,7 @@ def run(arguments: Namespace) -> int:
             summary = run_batch(
                 arguments.photos,
                 arguments.out,
-                models,
+                chosen_models(arguments),
                 config,
                 arguments.workers,
                 arguments.retry,

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from ..demo.portraits import HELD_OUT, Identity, Scene
 from ..demo.portraits import render as draw
 from ..evaluate.grid import Cell, draw_grid, scored
-from ..evaluate.instruments import DEMO_FACES, MeasuringNetwork
+from ..evaluate.instruments import FACE_MEASURE, MeasuringNetwork
 from ..files import written_aside
 from ..locate import DEMO, demo_folder, open_encoder
 from ..lora import save_lora
@@ -45,7 +45,7 @@ def run(arguments: Namespace) -> int:
     people = {"person": arguments.photos} if arguments.photos else _draw_people(arguments.out / "photos")
     encoder = open_encoder(DEMO)
     pipeline = load_pipeline(demo_folder())
-    likeness = _Likeness(MeasuringNetwork(demo_folder() / DEMO_FACES, encoder.faces), people)
+    likeness = _Likeness(MeasuringNetwork(demo_folder() / FACE_MEASURE, encoder.faces), people)
     rows = []
     with tqdm(total=len(people) * len(WEIGHTS) * arguments.steps, desc="painting", unit="step", disable=None) as bar:
 

@@ -109,15 +109,15 @@ def _open(methods: list[Method], device: str) -> tuple[dict, "object"]:
     from ..checkpoint import load_hyperlora
     from ..encode import PhotoEncoder
     from ..evaluate.attributes import AttributeReader
-    from ..evaluate.instruments import DEMO_ATTRIBUTES, DEMO_FACES, Instruments, MeasuringNetwork
+    from ..evaluate.instruments import ATTRIBUTE_MEASURE, FACE_MEASURE, Instruments, MeasuringNetwork
     from ..locate import DEMO, demo_folder, open_encoder
 
     demo = open_encoder(DEMO, device=device)
     encoders = {DEMO: demo}
     for checkpoint in {method.checkpoint for method in methods} - {DEMO}:
         encoders[checkpoint] = PhotoEncoder(load_hyperlora(checkpoint, device), demo.faces, demo.vision)
-    measuring = MeasuringNetwork(demo_folder() / DEMO_FACES, demo.faces)
-    attributes = AttributeReader(demo_folder() / DEMO_ATTRIBUTES)
+    measuring = MeasuringNetwork(demo_folder() / FACE_MEASURE, demo.faces)
+    attributes = AttributeReader(demo_folder() / ATTRIBUTE_MEASURE)
     return encoders, Instruments(measuring, attributes, demo.vision)
 
 

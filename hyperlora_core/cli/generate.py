@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 
-from ..lora import NAMINGS, merge_branches, save_lora
+from ..lora import merge_branches, save_lora
 from ..metadata import describe
-from .options import add_photo_arguments, encode
+from .options import add_lora_arguments, add_photo_arguments, encode
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -17,15 +17,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "-o", "--output", required=True, type=Path, metavar="FILE", help="the LoRA file to write (.safetensors)"
     )
     parser.add_argument("--identity", type=Path, metavar="FILE", help="also write the identity, to blend or use later")
-    parser.add_argument(
-        "--naming", choices=NAMINGS, default=NAMINGS[0], help="kohya: ComfyUI and most tools; diffusers: PEFT"
-    )
-    parser.add_argument(
-        "--base-weight",
-        type=float,
-        default=0.0,
-        help="join the base branch in at this weight (default: 0, the face only)",
-    )
+    add_lora_arguments(parser)
 
 
 def run(arguments: Namespace) -> int:

@@ -5,9 +5,11 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 import torch
 from tqdm import tqdm
 
+from ..batch.models import Models
 from ..encode import Encoded, EncodeOptions, parse_weights
 from ..face.choice import CHOICES
-from ..locate import DEFAULT, open_encoder
+from ..locate import DEFAULT
+from ..lora import NAMINGS
 
 
 def add_photo_arguments(parser: ArgumentParser) -> None:
@@ -48,14 +50,23 @@ def add_model_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
 
 
-def encode_options(arguments: Namespace) -> EncodeOptions:
-    """What `add_reading_arguments` asked for."""
-    return EncodeOptions(arguments.face, not arguments.keep_background, arguments.grayscale)
+def add_lora_arguments(parser: ArgumentParser) -> None:
+    """How a LoRA is written."""
+    parser.add_argument(
+        "--naming", choices=NAMINGS, default=NAMINGS[0], help="kohya: ComfyUI and most tools; diffusers: PEFT"
+    )
+    parser.add_argument(
+        "--base-weight",
+        type=float,
+        default=0.0,
+        metavar="WEIGHT",
+        help="join the base branch in at this weight (default: 0, the face only)",
+    )
 
 
-def encode(arguments: Namespace) -> tuple[Encoded, "object"]:
-    """Open the models and encode the photos, with a progress bar; the report is printed."""
-    encoder = open_encoder(
+def chosen_models(arguments: Namespace) -> Models:
+    """What `add_model_arguments` asked for."""
+    return Models(
         arguments.checkpoint,
         arguments.face_pack,
         arguments.clip,
@@ -63,6 +74,16 @@ def encode(arguments: Namespace) -> tuple[Encoded, "object"]:
         arguments.provider,
         arguments.device,
     )
+
+
+def encode_options(arguments: Namespace) -> EncodeOptions:
+    """What `add_reading_arguments` asked for."""
+    return EncodeOptions(arguments.face, not arguments.keep_background, arguments.grayscale)
+
+
+def encode(arguments: Namespace) -> tuple[Encoded, "object"]:
+    """Open the models and encode the photos, with a progress bar; the report is printed."""
+    encoder = chosen_models(arguments).open()
     with tqdm(total=len(arguments.photos), desc="photos", unit="photo", disable=None) as bar:
         encoded = encoder.encode(
             arguments.photos,

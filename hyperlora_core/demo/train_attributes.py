@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from ..errors import HyperLoRAError
 from ..evaluate.attributes import ATTRIBUTES, FILE, METADATA, SIZE, AttributeReader, shown
-from ..evaluate.instruments import DEMO_ATTRIBUTES
+from ..evaluate.instruments import ATTRIBUTE_MEASURE
 from ..files import written_aside
 from ..packages import require
 from ..train.data import Data, DataConfig, draw_data
@@ -183,7 +183,7 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     scratch = Path(tempfile.gettempdir()) / "hyperlora_demo_attributes"
-    parser.add_argument("--out", type=Path, default=DEMO_FOLDER / DEMO_ATTRIBUTES, help="default: %(default)s")
+    parser.add_argument("--out", type=Path, default=DEMO_FOLDER / ATTRIBUTE_MEASURE, help="default: %(default)s")
     parser.add_argument(
         "--data", type=Path, help="portraits of `hyperlora train demo-data` (default: drawn into --cache, in minutes)"
     )

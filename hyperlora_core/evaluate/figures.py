@@ -46,7 +46,7 @@ def share(hits: np.ndarray, tries: np.ndarray | None = None) -> Measured:
 
 def estimate(measured: Measured, seed: int = 0) -> Figure:
     """The figure, with the bootstrap's percentile interval over people (Efron 1979)."""
-    return _figure(lambda means: measured.statistic(means), measured.columns, seed)
+    return _figure(measured.statistic, measured.columns, seed)
 
 
 def difference(one: Measured, other: Measured, seed: int = 0) -> Figure:

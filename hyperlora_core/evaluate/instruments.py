@@ -18,7 +18,7 @@ from .attributes import AttributeReader, Looks
 Progress = Callable[[int, int], None]
 CLIP_BATCH = 8
 # the demo's instruments, folders in models/demo
-DEMO_FACES, DEMO_ATTRIBUTES = "face_measure", "attribute_measure"
+FACE_MEASURE, ATTRIBUTE_MEASURE = "face_measure", "attribute_measure"
 
 
 class MeasuringNetwork:

@@ -155,7 +155,7 @@ class Likeness(nn.Module):
         detections = self.faces.detect(picture, (size,))
         if not detections:
             return None
-        largest = max(detections, key=lambda found: float(np.prod(found.box[2:] - found.box[:2])))
+        largest = self.faces.choose(picture, detections, "largest", "the sampled picture")
         align = packages.require("insightface.utils.face_align", "Aligning faces")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of scikit-image, at every face
