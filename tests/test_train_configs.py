@@ -37,7 +37,7 @@ DEMO_KEYS = ["loop.seed", "loop.steps", "loop.batch", "loop.rate", "loop.warmup"
              "loop.ema_decay", "loop.precision"]  # fmt: skip
 STAGE_KEYS = ["stage.start", "stage.trains", "stage.conditions", "stage.scenarios", "loop.steps", "loop.batch",
               "loop.accumulation", "loop.rate", "loop.warmup", "loop.cooldown", "loop.ema_decay", "loop.precision",
-              "stage.other_photo", "stage.caption_dropout", "stage.face_weight", "stage.snr_limit",
+              "stage.other_photo", "stage.caption_dropout", "stage.apart", "stage.face_weight", "stage.weights", "stage.steps_drawn",
               "stage.checkpointing", "stage.cache"]  # fmt: skip
 SIZE_KEYS = [f"hyperlora.{field.name}" for field in dataclasses.fields(HyperLoRASize)]
 
@@ -99,7 +99,8 @@ def test_sdxl_has_the_papers_numbers():
             k: v for k, v in published.items() if k != "effect"
         }
         assert values["stage.scenarios"] == ([1.0, 0.0, 0.0] if name == "base-lora" else [0.9, 0.05, 0.05])
-        assert (values["stage.face_weight"], values["stage.snr_limit"], values["stage.other_photo"]) == (1.0, 0.0, 0.0)
+        assert (values["stage.face_weight"], values["stage.weights"], values["stage.other_photo"]) == (1.0, "plain", 0.0)
+        assert not values["stage.steps_drawn"] and not values["stage.apart"]
 
 
 @pytest.mark.parametrize(

@@ -267,8 +267,20 @@ def test_the_noise_schedule_is_sdxls():
     assert float(schedule.signal[999]) == pytest.approx(0.0047, abs=1e-4)
     steps = torch.tensor([0, 500, 999])
     snr = schedule.signal[steps] / (1 - schedule.signal[steps])
-    assert torch.allclose(schedule.weights(steps, 5.0), torch.minimum(torch.tensor(1.0), 5 / snr))
-    assert torch.equal(schedule.weights(steps, 0), torch.ones(3))
+    assert torch.allclose(schedule.weights(steps, "min-snr"), torch.minimum(torch.tensor(1.0), 5 / snr))
+    assert torch.equal(schedule.weights(steps, "plain"), torch.ones(3))
+    assert torch.allclose(schedule.weights(steps, "velocity"), torch.minimum(torch.tensor(60.0), 1 + 1 / snr))
+
+
+def test_steps_are_drawn_alike_or_about_a_middle():
+    from hyperlora_core.train.demo_unet import Schedule
+
+    schedule, rng = Schedule(), np.random.default_rng(0)
+    alike, late, early = (schedule.draw(rng, 4000, logits) for logits in ((), (1.0, 1.0), (-1.0, 1.0)))
+    assert alike.min() < 10 and alike.max() > 989 and abs(alike.float().mean() - 499.5) < 20
+    # the median of a logit-normal is the sigmoid of its mean
+    assert abs(late.median() - 731) < 20 and abs(early.median() - 269) < 20
+    assert 0 <= early.min() and late.max() <= 999
 
 
 MINIATURE = {

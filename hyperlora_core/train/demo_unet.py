@@ -2,7 +2,8 @@
 
 As SDXL was trained (Podell et al. 2023, arXiv 2307.01952): noise prediction under its schedule, size and crop as
 conditions, captions left out now and then for guidance (Ho and Salimans 2022, arXiv 2207.12598), a moving average of
-the weights. `snr_limit` weights the steps by min-SNR (Hang et al. 2023, arXiv 2303.09556).
+the weights. Which noise levels count how much is said by WEIGHTS and by `steps_drawn` (logit-normal: Esser et al. 2024,
+arXiv 2403.03206, section 3.1).
 """
 
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from .. import packages
 from ..demo import models, sdxl
 from ..demo.tokenizer import POSITIONS, sdxl_tokenizers
+from ..errors import HyperLoRAError
 from . import demo_clip, demo_vae
 from .config import LoopConfig
 from .data import SIZE, Data, pictures_to_model
@@ -25,6 +27,11 @@ from .sheets import sheet
 from .sources import Sources
 
 SHEET_SEED = 0
+# How a noise prediction's squared error counts at a signal-to-noise ratio: as it is (SDXL's, and HyperLoRA's), less where
+# there is hardly any noise (min-SNR: Hang et al. 2023, arXiv 2303.09556), or as the same error of a velocity prediction,
+# which counts more where hardly anything but noise is left (Salimans and Ho 2022, arXiv 2202.00512, appendix D)
+WEIGHTS = ("plain", "min-snr", "velocity")
+MIN_SNR, MOST_VELOCITY = 5.0, 60.0  # min-SNR's gamma; the weight's bound, which holds for the last fifth of the steps
 
 
 @dataclass(frozen=True)
@@ -34,7 +41,8 @@ class UNetConfig:
     caption_dropout: float  # chance that the caption is empty
     other_sizes: float  # chance that the size conditions name another size, because hosts give what users type
     sizes: tuple[int, ...]
-    snr_limit: float  # min-SNR's gamma; 0: all steps alike
+    weights: str  # of WEIGHTS
+    steps_drawn: tuple[float, ...]  # mean and deviation of the steps' logits; empty: all steps alike
     sheet_guidance: float
     sheet_steps: int
 
@@ -52,18 +60,34 @@ class Schedule:
         scheduler = packages.require("diffusers", "Training the UNet").EulerDiscreteScheduler
         self.signal = scheduler.from_config(sdxl.SCHEDULER_CONFIG).alphas_cumprod  # float32 [1000]
 
+    def draw(self, rng: np.random.Generator, n: int, logits: tuple[float, ...]) -> Tensor:
+        """Draw n steps: uniform, or with `logits` (mean, deviation) logit-normal over the schedule."""
+        last = len(self.signal)
+        if not logits:
+            return torch.from_numpy(rng.integers(last, size=n))
+        shares = 1 / (1 + np.exp(-rng.normal(*logits, size=n)))  # (n,), each in 0..1
+        return torch.from_numpy((shares * last).astype(np.int64).clip(max=last - 1))
+
     def noisy(self, latents: Tensor, noise: Tensor, steps: Tensor) -> Tensor:
         """latents [n, 4, h, w] with as much of `noise` as `steps` [n] say."""
         signal = self.signal.to(latents.device)[steps].view(-1, 1, 1, 1)
         return signal.sqrt() * latents + (1 - signal).sqrt() * noise
 
-    def weights(self, steps: Tensor, limit: float) -> Tensor:
-        """min-SNR's weights [n] of noise predictions: min(SNR, limit) / SNR."""
-        if not limit:
-            return torch.ones(len(steps), device=steps.device)
+    def weights(self, steps: Tensor, kind: str) -> Tensor:
+        """Weights [n] of noise predictions at `steps` [n]; `kind` is one of WEIGHTS."""
         signal = self.signal.to(steps.device)[steps]
         snr = signal / (1 - signal)
-        return snr.clamp(max=limit) / snr
+        if kind == "min-snr":
+            return snr.clamp(max=MIN_SNR) / snr
+        if kind == "velocity":
+            return (1 + 1 / snr).clamp(max=MOST_VELOCITY)
+        return torch.ones_like(snr)
+
+
+def check_weights(kind: str, section: str) -> None:
+    """Raise HyperLoRAError unless `kind` is one of WEIGHTS."""
+    if kind not in WEIGHTS:
+        raise HyperLoRAError(f"{section}.weights is {kind!r}. Known: {', '.join(WEIGHTS)}.")
 
 
 class Denoising(nn.Module):
@@ -131,7 +155,7 @@ class UNetTask:
         rng, n = draw.rng, draw.batch
         rows = rng.integers(len(self.data), size=n)
         captions = ["" if rng.random() < self.config.caption_dropout else self.data.caption(row) for row in rows]
-        steps = torch.from_numpy(rng.integers(len(self.schedule.signal), size=n)).to(draw.device)
+        steps = self.schedule.draw(rng, n, self.config.steps_drawn).to(draw.device)
         latents = torch.from_numpy(self.latents.get(rows)).to(draw.device)
         noise = torch.from_numpy(rng.standard_normal(latents.shape, np.float32)).to(draw.device)
         text, pooled = self.texts(captions, draw.device)
@@ -139,7 +163,7 @@ class UNetTask:
             "noisy": self.schedule.noisy(latents, noise, steps),
             "noise": noise,
             "steps": steps,
-            "weights": self.schedule.weights(steps, self.config.snr_limit),
+            "weights": self.schedule.weights(steps, self.config.weights),
             "text": text,
             "pooled": pooled,
             "time_ids": self._time_ids(rng, n).to(draw.device),
@@ -193,6 +217,7 @@ class UNetTask:
 
 def make_task(config: Config, sources: Sources, _name: str) -> UNetTask:
     """The task on drawn portraits, the trained autoencoder and trained text encoders."""
+    check_weights(config.unet.weights, "unet")
     pair = demo_clip.trained(sources.root)
     texts = TextEncoders(pair.text_encoder, pair.text_encoder_2)
     return UNetTask(config, Data(sources.data), demo_vae.trained(sources.root), texts)
