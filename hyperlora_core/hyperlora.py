@@ -163,7 +163,7 @@ class HyperLoRA:
         resampler = self.encoder["base_resampler" if branch == "base" else "resampler"]
         conditions = self._conditions(clip_tokens, id_embeds, branch, self.bring(self.encoder))
         per_photo = resampler(*conditions).float()  # (n, 8 * modules, K)
-        share = _shares(weights, len(per_photo)).to(per_photo)  # (n)
+        share = photo_shares(weights, len(per_photo)).to(per_photo)  # (n)
         mean = torch.einsum("n,nlk->lk", share, per_photo)
         coefficients = mean * torch.rsqrt(mean.square().sum(-1, keepdim=True) + 1e-8)
         if not torch.isfinite(coefficients).all():
@@ -239,7 +239,7 @@ def _check_condition(condition: Tensor, what: str, dims: int, width: int, name: 
         raise HyperLoRAError(f"{what} holds NaN or infinity. Check the photo and the encoder's precision.")
 
 
-def _shares(weights: Tensor | Sequence[float] | None, photos: int) -> Tensor:
+def photo_shares(weights: Tensor | Sequence[float] | None, photos: int) -> Tensor:
     """Weights of the photos, scaled to sum to 1."""
     if weights is None:
         return torch.full((photos,), 1 / photos)

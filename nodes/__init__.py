@@ -4,6 +4,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from . import folders
 from .apply import HyperLoRAApply, HyperLoRASaveLoRA
+from .compare import HyperLoRACompare
 from .demo import HyperLoRALoadDemo, offer_photo
 from .faces import HyperLoRADetectFaces, HyperLoRALoadFaceAnalysis
 from .generate import HyperLoRAGenerateLoRA, HyperLoRALoadModel
@@ -15,6 +16,8 @@ from .identity import (
 )
 from .portrait import HyperLoRAPortrait
 from .prompt import HyperLoRATriggerPrompt
+from .similarity import HyperLoRASimilarity
+from .slider import HyperLoRASlider
 
 
 class HyperLoRAExtension(ComfyExtension):
@@ -33,9 +36,12 @@ class HyperLoRAExtension(ComfyExtension):
             HyperLoRALoadIdentity,
             HyperLoRABlendIdentities,
             HyperLoRAGenerateLoRA,
+            HyperLoRASlider,
             HyperLoRAApply,
             HyperLoRASaveLoRA,
             HyperLoRATriggerPrompt,
+            HyperLoRASimilarity,
+            HyperLoRACompare,
             HyperLoRALoadDemo,
         ]
 

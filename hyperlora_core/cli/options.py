@@ -7,6 +7,7 @@ from tqdm import tqdm
 
 from ..encode import Encoded, EncodeOptions, parse_weights
 from ..locate import DEFAULT, open_encoder
+from ..weighting import WEIGHTINGS
 
 
 def add_photo_arguments(parser: ArgumentParser) -> None:
@@ -17,6 +18,12 @@ def add_photo_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--photo-weights", default="", metavar="W,W,...", help="share of each photo (default: all alike)"
+    )
+    parser.add_argument(
+        "--weighting",
+        choices=WEIGHTINGS,
+        default=WEIGHTINGS[0],
+        help="which photos count more: the better ones, or those that agree on the person (default: %(default)s)",
     )
     parser.add_argument("--keep-background", action="store_true", help="show the network more than the face")
     parser.add_argument("--grayscale", action="store_true", help="show the network the face without colour")
@@ -54,6 +61,7 @@ def encode(arguments: Namespace) -> tuple[Encoded, "object"]:
             options,
             parse_weights(arguments.photo_weights),
             lambda done, total: bar.update(done - bar.n),
+            arguments.weighting,
         )
     print(encoded.report)
     return encoded, encoder.hyper
