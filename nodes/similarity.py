@@ -44,13 +44,13 @@ class HyperLoRASimilarity(io.ComfyNode):
                     min=-1,
                     max=1,
                     step=0.01,
-                    tooltip="With antelopev2 about 0.3 means the same person for sure, 0.6 a close likeness.",
+                    tooltip="For the gate. Networks differ: see in the report what your pictures reach.",
                 ),
             ],
             outputs=[
                 io.Float.Output("similarity", tooltip="The mean over all pictures; one without a face counts 0."),
                 io.String.Output("report", tooltip="A line for each picture, the mean, and what the gate did."),
-                io.Image.Output("images", display_name="passed", tooltip="The pictures that passed the gate."),
+                io.Image.Output("images", tooltip="The pictures that passed the gate."),
             ],
             is_output_node=True,
         )
