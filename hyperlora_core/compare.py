@@ -13,6 +13,7 @@ SIDE = 384  # px, the longer one of a picture in the grid
 LARGEST = 16384  # px, of a side of the sheet: what browsers and viewers still show
 TEXT = 20  # a line's height is the picture's side / TEXT, and legible
 SMALLEST_LINE = 16  # px
+ITSELF = 0.999  # cosine from which a picture is the reference photo, and no contender
 
 
 class Column(NamedTuple):
@@ -43,7 +44,7 @@ def comparison(columns: Sequence[Column], side: int = SIDE) -> np.ndarray:
     rows = []
     for number in range(count):
         row = [_score(column, number) for column in columns]
-        best = max((score.cosine for score in row if score and score.cosine is not None), default=None)
+        best = max((score.value for score in row if score and score.value < ITSELF), default=None)
         cells = [_cell(column, number, score, best) for column, score in zip(columns, row, strict=True)]
         rows.append((f"{number + 1}" if count > 1 else "", cells))
     return np.asarray(draw_grid([column.label for column in columns], rows, tile, line))

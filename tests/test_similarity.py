@@ -66,6 +66,8 @@ def test_a_sheet_has_a_column_each_and_marks_the_best():
     assert sheet.shape[0] > 2 * 128
     right = sheet[:, 96:].reshape(-1, 3)
     assert (right == GOOD).all(1).any() and not (sheet[:, :96].reshape(-1, 3) == GOOD).all(1).any()
+    photo = Column("photo", [picture(64, 48)], [Likeness(1.0, 1)])
+    assert (comparison([photo, columns()[1]], 128)[:, 96:].reshape(-1, 3) == GOOD).all(1).any()
     # the second column has no second picture
     lower = sheet[-(128 + 16) :, 96:]
     assert (lower == 255).all()
