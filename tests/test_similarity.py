@@ -30,7 +30,7 @@ def test_the_same_person_is_more_like_than_another(faces, anna):
     steps = []
     pictures = [photo_of(0, 5, 192), photo_of(1, 5, 192), EMPTY]
     same, other, nobody = likenesses(faces, anna, pictures, lambda done, total: steps.append((done, total)))
-    assert same.cosine > 0.5 > 0.3 > other.cosine
+    assert same.cosine > 0.4 > 0.3 > other.cosine
     assert (same.faces, nobody.faces, nobody.cosine, nobody.value) == (1, 0, None, 0)
     assert nobody.words == "no face found" and same.words == f"likeness {same.cosine:.2f}"
     assert steps == [(1, 3), (2, 3), (3, 3)]
@@ -39,7 +39,7 @@ def test_the_same_person_is_more_like_than_another(faces, anna):
 
 def test_of_several_faces_the_nearest_counts(faces, anna):
     (both,) = likenesses(faces, anna, [side_by_side(photo_of(1, 5, 192), photo_of(0, 5, 192))])
-    assert both.faces == 2 and both.cosine > 0.5 and "nearest of 2 faces" in both.words
+    assert both.faces == 2 and both.cosine > 0.4 and "nearest of 2 faces" in both.words
 
 
 def test_references_that_say_nothing(faces):

@@ -57,7 +57,7 @@ def test_a_wrong_person_among_five_photos_spoils_nothing(embeddings):
         equal_like_right.append(mean(photos) @ mean(right[number]))
         found.append(np.argmax(probes @ mean(photos, weights)) == number)
     assert max(wrong_shares) < 0.02  # a fifth, if all counted alike
-    assert min(like_right) > 0.97
+    assert min(like_right) > 0.95
     assert np.mean(like_right) > np.mean(equal_like_right)
     assert sum(found) >= PEOPLE - 1
 
@@ -139,15 +139,17 @@ def encoder():
 
 
 def test_encoding_by_agreement_leaves_the_wrong_photo_out(encoder):
-    right = [photo_of(0, scene, 192) for scene in (0, 1)]
+    right = [photo_of(0, scene, 192) for scene in (0, 1, 5)]
     encoded = encoder.encode([*right, photo_of(1, 0, 192)], weighting="agreement")
-    assert encoded.shares[2] == 0 and sum(encoded.shares) == pytest.approx(1)
+    assert encoded.shares[:3] == pytest.approx([1 / 3] * 3, abs=0.1) and encoded.shares[3] == 0
     lines = encoded.report.splitlines()
-    assert len(lines) == 3 and lines[2].endswith("another person?; share 0%") and "share 50%" in lines[0]
-    wanted = encoder.encode(right)
+    assert (
+        len(lines) == 4 and lines[3].endswith("another person?; share 0%") and "likeness to the others 0." in lines[0]
+    )
+    wanted = encoder.encode(right, weights=encoded.shares[:3])
     assert torch.allclose(encoded.identity.coefficients, wanted.identity.coefficients, atol=1e-4)
     assert torch.allclose(encoded.identity.base_coefficients, wanted.identity.base_coefficients, atol=1e-4)
-    assert wanted.shares == (0.5, 0.5) and "share" not in wanted.report
+    assert wanted.shares == pytest.approx(encoded.shares[:3]) and "share" not in wanted.report
 
 
 def test_encoding_by_quality_prefers_the_sharp_photo(encoder):
