@@ -16,6 +16,7 @@ from .identity import (
 )
 from .portrait import HyperLoRAPortrait
 from .prompt import HyperLoRATriggerPrompt
+from .region import HyperLoRARegion
 from .similarity import HyperLoRASimilarity
 from .slider import HyperLoRASlider
 
@@ -38,6 +39,7 @@ class HyperLoRAExtension(ComfyExtension):
             HyperLoRAGenerateLoRA,
             HyperLoRASlider,
             HyperLoRAApply,
+            HyperLoRARegion,
             HyperLoRASaveLoRA,
             HyperLoRATriggerPrompt,
             HyperLoRASimilarity,

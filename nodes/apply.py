@@ -9,10 +9,13 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..hyperlora_core import Identity, merge_branches, save_lora
+from ..hyperlora_core.block_weights import ALIKE, PRESETS, weigh_blocks
 from ..hyperlora_core.hyperlora import LoRA
 from ..hyperlora_core.lora import NAMINGS, check_fits, check_weights
 from ..hyperlora_core.metadata import describe
+from ..hyperlora_core.schedule import ALWAYS, Schedule
 from .bypass import put_beside
+from .hooks import put_in_time
 from .types import CATEGORY, IdentityType
 
 MERGE, BYPASS = "merge", "bypass"
@@ -33,6 +36,42 @@ def weight_inputs() -> tuple[io.Float.Input, io.Float.Input]:
             **limits,
             optional=True,
             tooltip="Strength of the photo's clothes, hair and background; 0 follows the prompt instead.",
+        ),
+    )
+
+
+def time_inputs() -> tuple[io.Float.Input, io.Float.Input]:
+    limits = {"min": 0.0, "max": 1.0, "step": 0.01, "optional": True, "advanced": True}
+    return (
+        io.Float.Input(
+            "start",
+            default=0.0,
+            **limits,
+            tooltip="From which share of sampling on the person takes part. 0.3 keeps the composition of the picture without.",
+        ),
+        io.Float.Input(
+            "end", default=1.0, **limits, tooltip="Until which share of sampling the person takes part; 1: to its end."
+        ),
+    )
+
+
+def block_inputs() -> tuple[io.Combo.Input, io.String.Input]:
+    return (
+        io.Combo.Input(
+            "blocks",
+            options=list(PRESETS),
+            default=ALIKE,
+            optional=True,
+            advanced=True,
+            tooltip="Where in the model the person counts. face only: less of the photo's framing and light. soft: less of "
+            "its surface. anti-artefact: less in the finest lines.",
+        ),
+        io.String.Input(
+            "block_weights",
+            default="",
+            optional=True,
+            advanced=True,
+            tooltip="Your own, over the preset's: down 1, middle 1, up 0.8, or block by block: up_blocks.1 = 0.5.",
         ),
     )
 
@@ -64,6 +103,8 @@ class HyperLoRAApply(io.ComfyNode):
                     tooltip="merge: into the model's weights. bypass: beside them, so that another person or weight "
                     "costs nothing, and quantised (fp8, GGUF) models keep their weights.",
                 ),
+                *time_inputs(),
+                *block_inputs(),
             ],
             outputs=[io.Model.Output("model", tooltip="For the sampler.")],
         )
@@ -77,27 +118,51 @@ class HyperLoRAApply(io.ComfyNode):
         base_lora: LoRA | None = None,
         base_weight: float = 0.4,
         mode: str = MERGE,
+        start: float = 0.0,
+        end: float = 1.0,
+        blocks: str = ALIKE,
+        block_weights: str = "",
     ) -> io.NodeOutput:
-        return io.NodeOutput(apply(model, id_lora, weight, base_lora, base_weight, mode))
+        schedule = Schedule(start, end)
+        return io.NodeOutput(
+            apply(model, id_lora, weight, base_lora, base_weight, mode, schedule, blocks, block_weights)
+        )
 
 
-def apply(model, id_lora: LoRA, weight: float, base_lora: LoRA | None, base_weight: float, mode: str = MERGE):
+def apply(
+    model,
+    id_lora: LoRA,
+    weight: float,
+    base_lora: LoRA | None,
+    base_weight: float,
+    mode: str = MERGE,
+    schedule: Schedule = ALWAYS,
+    blocks: str = ALIKE,
+    block_weights: str = "",
+):
     """A clone of the model with ID and base as one: one patch per weight, or in bypass mode one product per layer."""
-    check_weights(weight, base_weight)
-    if base_lora is None or base_weight == 0:
-        lora, strength = id_lora, weight  # as core's Load LoRA does it, to the last bit
-    else:
-        lora, strength = merge_branches(id_lora, base_lora, weight, base_weight), 1.0
+    lora, strength = one_lora(id_lora, weight, base_lora, base_weight)
     layers = model_layers(model)
     # checked at weight 0 too, so that a wrong pair shows before somebody turns the weight up
     check_fits(lora, {key: layer.shape for key, layer in layers.items()})
+    lora = weigh_blocks(lora, block_weights, blocks)
     if strength == 0:
         return model
     if mode == MERGE:
-        return comfy.sd.load_lora_for_models(model, None, lora, strength, 0)[0]
+        if schedule.always:
+            return comfy.sd.load_lora_for_models(model, None, lora, strength, 0)[0]
+        return put_in_time(model, lora, strength, schedule)
     if strength != 1:
         lora = merge_branches(lora, None, strength)
-    return put_beside(model, lora, {key: layer.path for key, layer in layers.items()})
+    return put_beside(model, lora, {key: layer.path for key, layer in layers.items()}, schedule)
+
+
+def one_lora(id_lora: LoRA, weight: float, base_lora: LoRA | None, base_weight: float) -> tuple[LoRA, float]:
+    """ID and base as one LoRA, and the strength at which it is meant."""
+    check_weights(weight, base_weight)
+    if base_lora is None or base_weight == 0:
+        return id_lora, weight  # as core's Load LoRA does it, to the last bit
+    return merge_branches(id_lora, base_lora, weight, base_weight), 1.0
 
 
 class Layer(NamedTuple):

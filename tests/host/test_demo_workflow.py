@@ -10,7 +10,7 @@ IDS = {
     "HyperLoRALoadModel", "HyperLoRALoadFaceAnalysis", "HyperLoRADetectFaces", "HyperLoRAEncodeIdentity",
     "HyperLoRASaveIdentity", "HyperLoRALoadIdentity", "HyperLoRABlendIdentities", "HyperLoRAGenerateLoRA",
     "HyperLoRAApply", "HyperLoRATriggerPrompt", "HyperLoRAPortrait", "HyperLoRASaveLoRA", "HyperLoRALoadDemo",
-    "HyperLoRASlider", "HyperLoRASimilarity", "HyperLoRACompare",
+    "HyperLoRASlider", "HyperLoRASimilarity", "HyperLoRACompare", "HyperLoRARegion",
 }  # fmt: skip
 
 
