@@ -154,9 +154,16 @@ class Result:
 
     def picture(self, node: str | None = None) -> np.ndarray:
         """The first picture of a node (or of the only one that has pictures): uint8 [h, w, 3]."""
+        return self.pictures(node)[0]
+
+    def pictures(self, node: str | None = None) -> list[np.ndarray]:
+        """All pictures of a node (or of the only one that has pictures): uint8 [h, w, 3] each."""
         assert self.error is None, self.error
-        found = next(out["images"] for name, out in self.outputs.items() if node in (None, name) and "images" in out)[0]
-        query = f"filename={found['filename']}&subfolder={found['subfolder']}&type={found['type']}"
+        found = next(out["images"] for name, out in self.outputs.items() if node in (None, name) and "images" in out)
+        return [self._fetch(image) for image in found]
+
+    def _fetch(self, image: dict) -> np.ndarray:
+        query = f"filename={image['filename']}&subfolder={image['subfolder']}&type={image['type']}"
         with urllib.request.urlopen(f"{self.server.url}/view?{query}", timeout=60) as answer:
             return np.asarray(Image.open(io.BytesIO(answer.read())).convert("RGB"))
 
