@@ -31,7 +31,7 @@ class Schedule:
 
     def covers(self, sigma: float, sigma_at: Callable[[float], float]) -> bool:
         """Whether a step at noise level `sigma` is in it; `sigma_at`: share of sampling -> noise level."""
-        return sigma_at(self.end) < sigma <= sigma_at(self.start)
+        return self.always or sigma_at(self.end) < sigma <= sigma_at(self.start)
 
     @property
     def turns(self) -> list[tuple[float, float]]:
