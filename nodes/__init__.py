@@ -2,7 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import folders
+from . import beside_authors, folders
 from .apply import HyperLoRAApply, HyperLoRASaveLoRA
 from .compare import HyperLoRACompare
 from .demo import HyperLoRALoadDemo, offer_photo
@@ -25,6 +25,7 @@ class HyperLoRAExtension(ComfyExtension):
     async def on_load(self) -> None:
         folders.register()
         offer_photo()
+        beside_authors.settle_at_start()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
@@ -45,6 +46,7 @@ class HyperLoRAExtension(ComfyExtension):
             HyperLoRASimilarity,
             HyperLoRACompare,
             HyperLoRALoadDemo,
+            *beside_authors.free_nodes(),
         ]
 
 
