@@ -112,8 +112,8 @@ class HyperLoRAApply(io.ComfyNode):
                     default=False,
                     optional=True,
                     advanced=True,
-                    tooltip="Gentle: the LoRA turns the weights but doesn't lengthen them (DoRA's magnitude stays), which "
-                    "spares contrast and colours. Only in merge mode.",
+                    tooltip="Gentle: the LoRA turns the weights but doesn't lengthen them (DoRA's magnitude "
+                    "stays). Only in merge mode.",
                 ),
             ],
             outputs=[io.Model.Output("model", tooltip="For the sampler.")],
