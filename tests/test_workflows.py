@@ -46,7 +46,7 @@ def graph(path):
 
 
 def test_there_are_workflows():
-    assert {"1_portrait_from_photo", "demo"} <= {path.stem for path in GRAPHS}
+    assert {"01_portrait_from_photo", "demo"} <= {path.stem for path in GRAPHS}
     assert {path.name for path in GRAPHS} == {path.name for path in (FOLDER / "api").glob("*.json")}
 
 

@@ -1,21 +1,29 @@
-"""Writes the shipped workflows for the graph editor and, in api/, for the HTTP API, from descriptions.py.
+"""Writes the shipped workflows for the graph editor and, in api/, for the HTTP API, from the descriptions in describe/.
 
     python workflows/build.py --server http://127.0.0.1:8188
 
-The order of a node's inputs, widgets and outputs comes from a running ComfyUI that has this pack installed.
+The order of a node's inputs, widgets and outputs comes from a running ComfyUI that has this pack installed, or from a file
+with what its /object_info says (--definitions FILE). Other packs needn't be there: what we use of them is in
+tests/fixtures/peer_nodes.json.
 """
 
 import argparse
 import json
 import urllib.request
 import uuid
+from functools import cache
 from pathlib import Path
 
-from descriptions import PACK, WORKFLOWS, Node, Workflow, item
+from describe import WORKFLOWS
+from describe.parts import PACK, ROOT, Node, Workflow, item
 
-FOLDER = Path(__file__).resolve().parent
+FOLDER = ROOT / "workflows"
+PEERS = ROOT / "tests" / "fixtures" / "peer_nodes.json"
 CORE = {"name": "comfy-core", "version": "0.25.0"}  # the oldest ComfyUI that the pack runs in
 
+SEEDS = ("seed", "noise_seed")  # the editor adds its control to these, whatever the definition says
+OFFERED_FROM = ("https://huggingface.co/", "https://civitai.com/")
+OFFERED_AS = (".safetensors", ".sft", ".ckpt", ".pth", ".pt")
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 WIDTH = 300  # px, as all sizes below
 TITLE, SLOT, WIDGET, PADDING = 30, 20, 24, 14  # heights of a node's parts in the editor
@@ -83,8 +91,9 @@ def saved_values(node: Node, definition: dict) -> list:
     for name, value in widget_values(node, definition).items():
         saved.append(value)
         options = declared(definition)[name][1]
-        if options.get("control_after_generate"):
-            saved.append("randomize")
+        control = options.get("control_after_generate", name in SEEDS)
+        if control:
+            saved.append(node.control or ("randomize" if control is True else control))
         if options.get("image_upload"):
             saved.append("image")
     return saved
@@ -123,6 +132,23 @@ def layout(workflow: Workflow, definitions: dict) -> tuple[dict[str, list], list
     return places, frames
 
 
+def pack_of(kind: str) -> dict[str, str]:
+    """Name in the registry, and version."""
+    if kind.startswith("HyperLoRA"):
+        return PACK
+    return next((pack for pack in peers() if kind in pack["nodes"]), CORE)
+
+
+def offered(entry: dict) -> list[dict[str, str]]:
+    """The files of a catalog's item that the editor can offer to download: it knows two hosts, and no .bin and .onnx."""
+    models = []
+    for file in entry["files"]:
+        directory, _, name = file["path"].partition("/")
+        if file["url"] and file["url"].startswith(OFFERED_FROM) and name.endswith(OFFERED_AS):
+            models.append({"name": name, "url": file["url"], "directory": directory})
+    return models
+
+
 def editor_node(number: int, node: Node, definition: dict, place: list) -> dict:
     """One node as the editor saves it, not yet linked: sockets first, then widgets."""
     inputs = declared(definition)
@@ -132,14 +158,12 @@ def editor_node(number: int, node: Node, definition: dict, place: list) -> dict:
         for name, (kind, _) in inputs.items()
         if kind in WIDGETS
     ]
-    pack = PACK if node.kind.startswith("HyperLoRA") else CORE
+    pack = pack_of(node.kind)
     properties = {"cnr_id": pack["name"], "ver": pack["version"], "Node name for S&R": node.kind}
-    files = [file for name in node.models for file in item(name)["files"]]
-    if files:
-        properties["models"] = [
-            {"name": Path(file["path"]).name, "url": file["url"], "directory": Path(file["path"]).parent.as_posix()}
-            for file in files
-        ]
+    values = widget_values(node, definition)
+    models = [model for name in node.models for model in offered(item(name)) if model["name"] in values.values()]
+    if models:
+        properties["models"] = models
     outputs = zip(definition["output_name"], definition["output"], strict=True)
     return {
         "id": number,
@@ -197,9 +221,17 @@ def one_line_each(nodes: dict) -> str:
     return f"{{\n{rows}\n}}\n"
 
 
+@cache
+def peers() -> list[dict]:
+    """Other packs, with the nodes that we use of them."""
+    return json.loads(PEERS.read_text(encoding="utf-8"))
+
+
 def files(definitions: dict) -> dict[str, str]:
     """Path below this folder -> text, from a ComfyUI's /object_info."""
     texts = {}
+    for pack in peers():
+        definitions = definitions | pack["nodes"]
     for name, describe in WORKFLOWS.items():
         workflow = describe()
         texts[f"{name}.json"] = json.dumps(editor_format(name, workflow, definitions), indent=1) + "\n"
@@ -210,8 +242,13 @@ def files(definitions: dict) -> dict[str, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--server", default="http://127.0.0.1:8188", help="a running ComfyUI with this pack")
-    with urllib.request.urlopen(f"{parser.parse_args().server}/object_info", timeout=60) as answer:
-        definitions = json.load(answer)
+    parser.add_argument("--definitions", type=Path, help="a saved /object_info instead")
+    options = parser.parse_args()
+    if options.definitions:
+        definitions = json.loads(options.definitions.read_text(encoding="utf-8"))
+    else:
+        with urllib.request.urlopen(f"{options.server}/object_info", timeout=60) as answer:
+            definitions = json.load(answer)
     for path, text in files(definitions).items():
         (FOLDER / path).write_text(text, encoding="utf-8", newline="\n")
 

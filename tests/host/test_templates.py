@@ -103,7 +103,7 @@ def test_api_values_have_the_right_type(definitions, name):
 
 
 def test_portrait_lacks_nothing_but_the_weights(server):
-    workflow = read("api/1_portrait_from_photo.json")
+    workflow = read("api/01_portrait_from_photo.json")
     (photo,) = (node for node in workflow.values() if node["class_type"] == "LoadImage")
     photo["inputs"]["image"] = server.upload(photo_of(0), "template.png")
     with pytest.raises(RefusedError) as refused:
