@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..hyperlora_core import FaceAnalyzer, NoFaceError, read_photo
 from ..hyperlora_core.face.choice import CHOICES
-from ..hyperlora_core.face.close_up import around
+from ..hyperlora_core.face.close_up import around, soften
 from ..hyperlora_core.face.draw import annotate, face_mask
 from ..hyperlora_core.face.providers import PROVIDERS
 from ..hyperlora_core.pictures import image_batch, mask_batch
@@ -98,7 +98,7 @@ class HyperLoRADetectFaces(io.ComfyNode):
                 io.Mask.Output("mask", tooltip="White inside the chosen faces' outlines."),
                 io.Int.Output("count", tooltip="How many faces were chosen, over all pictures."),
                 io.Image.Output("close_up", tooltip="A square around the chosen faces of the first picture."),
-                io.Mask.Output("close_up_mask", tooltip="White inside the faces' outlines, on the close-up."),
+                io.Mask.Output("close_up_mask", tooltip="White on the close-up's faces, with a soft edge around them."),
                 io.Int.Output("x", tooltip="Left edge of the close-up in the first picture."),
                 io.Int.Output("y", tooltip="Upper edge of the close-up in the first picture."),
                 io.Int.Output("side", tooltip="Width and height of the close-up."),
@@ -125,5 +125,5 @@ class HyperLoRADetectFaces(io.ComfyNode):
             masks.append(face_mask(photo, found))
             step(number, len(image))
         square = around(faces[0], photos[0].shape[:2])
-        close_up = image_batch([square.cut(photos[0])]), mask_batch([square.cut(masks[0])])
+        close_up = image_batch([square.cut(photos[0])]), mask_batch([soften(square.cut(masks[0]))])
         return io.NodeOutput(faces, image_batch(annotated), mask_batch(masks), sum(map(len, faces)), *close_up, *square)

@@ -9,6 +9,7 @@ tests/fixtures/peer_nodes.json.
 
 import argparse
 import json
+import re
 import urllib.request
 import uuid
 from functools import cache
@@ -31,6 +32,7 @@ GAP, COLUMN_GAP, GROUP_GAP, GROUP_TITLE = 40, 50, 40, 40
 GREEN = {"color": "#232", "bgcolor": "#353"}
 BLUE = "#3f789e"
 BLACK = {"color": "#222", "bgcolor": "#000"}
+NOTE_WIDTH, NOTE_LINE, NOTE_LETTERS = 480, 20, 60  # a line's height and its letters on average
 
 
 def declared(definition: dict) -> dict[str, tuple]:
@@ -182,6 +184,12 @@ def editor_node(number: int, node: Node, definition: dict, place: list) -> dict:
     }
 
 
+def note_height(text: str) -> int:
+    """About as high as the text is when the editor has drawn it; a longer one gets a scroll bar."""
+    text = re.sub(r"\[(.+?)\]\(.+?\)", r"\1", text)  # links show their first half
+    return PADDING + NOTE_LINE * sum(1 + len(line) // NOTE_LETTERS for line in text.splitlines())
+
+
 def editor_format(name: str, workflow: Workflow, definitions: dict) -> dict:
     ids = {name: number for number, name in enumerate(workflow.nodes, start=1)}
     places, groups = layout(workflow, definitions)
@@ -198,8 +206,8 @@ def editor_format(name: str, workflow: Workflow, definitions: dict) -> dict:
                 links.append([len(links) + 1, start, output, ids[target], slot, kind])
                 nodes[start]["outputs"][output]["links"].append(len(links))
     note = {
-        "id": len(nodes) + 1, "type": "MarkdownNote", "title": "Read me", "pos": [-workflow.note_size[0] - GROUP_GAP, TITLE],
-        "size": list(workflow.note_size), "flags": {}, "order": 0, "mode": 0, "inputs": [], "outputs": [],
+        "id": len(nodes) + 1, "type": "MarkdownNote", "title": "Read me", "pos": [-NOTE_WIDTH - GROUP_GAP, TITLE],
+        "size": [NOTE_WIDTH, note_height(workflow.note)], "flags": {}, "order": 0, "mode": 0, "inputs": [], "outputs": [],
         "properties": {}, "widgets_values": [workflow.note], **BLACK,
     }  # fmt: skip
     return {

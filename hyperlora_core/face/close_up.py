@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image, ImageFilter
 
 from .analyzer import Face
 
 FACTOR = 2.0  # side of the square, in lengths of the face's longer side
+SOFTNESS = 0.03  # standard deviation of the mask's edge, in sides of the square
 
 
 class Square(NamedTuple):
@@ -37,3 +39,9 @@ def around(faces: Sequence[Face], size: tuple[int, int], factor: float = FACTOR)
         int(np.clip(round((top + bottom - side) / 2), 0, height - side)),
         side,
     )
+
+
+def soften(mask: np.ndarray) -> np.ndarray:
+    """A square's mask, uint8 [side, side]: what was white stays white, and fades out around it."""
+    blurred = Image.fromarray(mask).filter(ImageFilter.GaussianBlur(SOFTNESS * len(mask)))
+    return np.maximum(mask, np.minimum(np.asarray(blurred, np.uint16) * 2, 255)).astype(np.uint8)

@@ -31,7 +31,7 @@ INSTANTID_CFG = 4.5  # higher ones burn its colours
 
 def painted(method: str, model: str, positive: str, negative: str = NEGATIVE, **values) -> dict[str, Node]:
     sampler = sampler_node(model, positive=positive, negative=negative, title=f"KSampler: {LABELS[method]}", **values)
-    sampler.links["seed"] = "seed.INT"
+    sampler.links["seed"], sampler.control = "seed.INT", FIXED
     return {f"{method}_sampler": sampler, f"{method}_decode": decode_node(f"{method}_sampler")}
 
 
@@ -203,7 +203,6 @@ def comparison(*peers: str) -> Workflow:
             ),
             Group(f"{len(methods) + 2} Side by side", [["judge", "sheet", "save"]]),
         ],
-        note_size=(480, 1240),
         note=f"""## HyperLoRA beside {names}
 
 The same photo, seed, prompt, sampler and base model for every method; each with the CFG and weight that suit it.

@@ -51,7 +51,6 @@ def pose() -> Workflow:
             Group("3 Pose", [["skeleton", "control_net", "control"]]),
             Group("4 Picture", [["size", "sampler", "decode", "save"]]),
         ],
-        note_size=(460, 840),
         note=f"""## A person in a pose
 
 The green nodes are yours to change:
@@ -119,7 +118,6 @@ def instantid_pose() -> Workflow:
             Group("3 InstantID", [["framing", "instantid", "instantid_faces"], ["instantid_control", "control"]]),
             Group("4 Picture", [["size", "sampler", "decode", "save"]]),
         ],
-        note_size=(460, 900),
         note=f"""## With InstantID's ControlNet
 
 The pair that HyperLoRA's authors recommend: HyperLoRA says who, InstantID's ControlNet says where the eyes, nose and mouth
@@ -169,7 +167,6 @@ def restyle() -> Workflow:
             Group("3 Picture to paint over", [["picture", "scale", "encode"]]),
             Group("4 Picture", [["sampler", "decode", "save"]]),
         ],
-        note_size=(460, 840),
         note=f"""## Image to image, and a style
 
 A picture gives the composition, the prompt the style, a photo the person.

@@ -22,7 +22,7 @@ FULL_BODY = "photo of a person walking on a beach, full body, linen clothes, eve
 WHO = [["hyperlora", "face_analysis", "photo"], ["identity", "lora"]]
 FACE_PASS = [
     ["find", "found"],
-    ["enlarge", "grow", "encode", "only_face"],
+    ["enlarge", "encode", "only_face"],
     ["gently", "again", "decode_face", "shrink"],
 ]
 PUT_BACK = [["square", "soft_square", "put_back", "save"]]
@@ -44,8 +44,7 @@ def face_pass(image: str, denoise: float, steps: int) -> dict[str, Node]:
             title="Enlarge the close-up",
         ),
         "encode": Node("VAEEncode", links={"pixels": "enlarge.IMAGE", "vae": VAE}),
-        "grow": Node("GrowMask", {"expand": 12}, {"mask": "find.close_up_mask"}),
-        "only_face": Node("SetLatentNoiseMask", links={"samples": "encode.LATENT", "mask": "grow.MASK"}),
+        "only_face": Node("SetLatentNoiseMask", links={"samples": "encode.LATENT", "mask": "find.close_up_mask"}),
         "gently": Node("DifferentialDiffusion", links={"model": "apply.model"}),
         "again": sampler_node(
             "gently.MODEL", "only_face.LATENT", title="KSampler: the face again", steps=steps, denoise=denoise
@@ -95,7 +94,6 @@ def detailer() -> Workflow:
             Group("4 The face again", FACE_PASS),
             Group("5 Put back", PUT_BACK),
         ],
-        note_size=(460, 920),
         note=f"""## Small faces in full detail
 
 In a full-body picture a face has too few pixels to look like anybody. A second pass cuts it out, paints it again at
@@ -113,7 +111,7 @@ found the picture stays as it is.
 **KSampler: the face again**, *denoise*: 0.35 sharpens, 0.5 makes it the person, 0.6 and more may not fit the head any
 longer.
 
-Only what is inside the face's outline is painted; **Grow Mask** takes in a little more around it.
+Only the face is painted, with a soft edge; the rest of the close-up is there to fit it in.
 
 {files_to_get()}""",
     )
@@ -163,7 +161,6 @@ def impact_detailer() -> Workflow:
             Group("3 First pass", [["sampler", "decode", "first"]]),
             Group("4 The faces again", [["detector", "detailer"], ["save"]]),
         ],
-        note_size=(460, 960),
         note=f"""## Small faces in full detail, with Impact-Pack
 
 As the template **06_face_detailer**, with Impact-Pack's FaceDetailer in place of the second pass: it paints EVERY face that
@@ -206,7 +203,6 @@ def change_face() -> Workflow:
             Group("4 The face again", FACE_PASS),
             Group("5 Put back", PUT_BACK),
         ],
-        note_size=(460, 900),
         note=f"""## Change only the face
 
 A picture keeps everything, hair, clothes, background, to the pixel; the face becomes the person's.

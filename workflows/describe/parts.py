@@ -37,7 +37,6 @@ class Workflow:
     nodes: dict[str, Node]  # numbered from 1 in this order
     groups: list[Group]
     note: str
-    note_size: tuple[int, int]
 
 
 def item(name: str) -> dict:

@@ -43,7 +43,6 @@ def portrait() -> Workflow:
             Group("2 Model", [["checkpoint", "clip_skip", "lora", "apply"]]),
             Group("3 Picture", PICTURE),
         ],
-        note_size=(460, 680),
         note=f"""## A person from one photo
 
 The green nodes are yours to change:
@@ -92,7 +91,6 @@ def several_photos() -> Workflow:
             Group("3 Model", [["checkpoint", "clip_skip", "lora", "apply"]]),
             Group("4 Picture", PICTURE),
         ],
-        note_size=(460, 820),
         note=f"""## A person from several photos
 
 One photo shows one moment. Several, in different light and from different sides, show the person.
@@ -195,7 +193,6 @@ def two_people() -> Workflow:
             ),
             Group("4 Picture", [["region_left", "region_right"], ["size", "sampler", "decode", "save"]]),
         ],
-        note_size=(460, 940),
         note=f"""## Two people in one picture
 
 Each person has a place, a photo and a prompt of their own. The model that goes to the sampler stays without them: each
@@ -259,7 +256,6 @@ def slider() -> Workflow:
             Group("3 Model", [["checkpoint", "clip_skip", "apply", "apply_slider"]]),
             Group("4 Picture", PICTURE),
         ],
-        note_size=(460, 900),
         note=f"""## A slider from two photos
 
 What two photos differ in (a smile, glasses, age) becomes a slider for any person.
@@ -300,7 +296,6 @@ def demo() -> Workflow:
             Group("2 Model", [["demo", "lora", "apply"]]),
             Group("3 Picture", PICTURE),
         ],
-        note_size=(460, 380),
         note="""## The same steps on small models, without any download
 
 The demo models know drawn people only. They come with this pack and need no graphics card.
