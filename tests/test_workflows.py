@@ -61,6 +61,13 @@ def test_every_described_workflow_is_there_and_sorts_as_meant(monkeypatch):
     assert {path.name for path in GRAPHS} == {path.name for path in (FOLDER / "api").glob("*.json")}
 
 
+def test_the_page_lists_them_with_their_packs():
+    page = (ROOT / "docs" / "workflows.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| \[(\w+)\]", page, re.M)) == {path.stem for path in GRAPHS}
+    for pack in PEERS:
+        assert f"| `{pack['name']}` | {pack['version']} |" in page and pack["repository"] in page
+
+
 def test_api_format_says_the_same(path, graph):
     links = {link[0]: [str(link[1]), link[2]] for link in graph["links"]}
     from_graph = {}

@@ -23,7 +23,7 @@ RUN_TIMEOUT = 300
 class ComfyUI:
     """A server with its own base directory, so that nothing of the user's is touched."""
 
-    def __init__(self, host: Path, base: Path, arguments: tuple[str, ...] = ()):
+    def __init__(self, host: Path, base: Path, arguments: tuple[str, ...] = (), python_path: str = ""):
         self.host, self.base = host, base
         for folder in ("models", "custom_nodes", "input", "output", "temp", "user"):
             (base / folder).mkdir(parents=True, exist_ok=True)
@@ -43,7 +43,7 @@ class ComfyUI:
             *arguments,
         ]
         # the pack under test is the checkout, not an installed copy that PYTHONPATH may name
-        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        environment = {**os.environ, "PYTHONPATH": python_path}
         with self.log.open("w") as log:
             self.process = subprocess.Popen(command, cwd=host, stdout=log, stderr=subprocess.STDOUT, env=environment)
         self._wait_until_up()
