@@ -26,7 +26,7 @@ from .pieces import (
 
 PROMPT = "portrait photo of a person wearing a straw hat, in a vineyard, late afternoon"
 PLAIN, NEGATIVE = "plain.CONDITIONING", "negative.CONDITIONING"
-INSTANTID_CFG = 4.5  # higher ones burn its colours
+INSTANTID_CFG = 4.5  # its authors say 4 to 5 at most
 
 
 def painted(method: str, model: str, positive: str, negative: str = NEGATIVE, **values) -> dict[str, Node]:
@@ -145,7 +145,7 @@ NOTES = {
     "photo too.",
     "ip": "**IP-Adapter FaceID Portrait**: weight 1, the preset *style transfer*. Its *UNNORM* preset is stronger, and wants "
     "CFG 3 to 4 and a file of its own.",
-    "pulid": "**PuLID**: method *fidelity*, weight 1. It fetches its EVA-CLIP (0.9 GB) by itself in the first run.",
+    "pulid": "**PuLID**: method *fidelity*, weight 1. It fetches its EVA-CLIP by itself in the first run.",
 }
 
 
@@ -224,7 +224,7 @@ has a base branch, choose it in both loaders.
 for it. IP-Adapter reads buffalo_l, so its number is a little too good. One photo and one seed prove nothing: change both a
 few times.
 
-1016 x 1016, because InstantID was trained on pictures with watermarks, which show at 1024.
+1016 x 1016, because at 1024 InstantID often paints a watermark.
 
 ## Node packs
 

@@ -61,7 +61,7 @@ The green nodes are yours to change:
 3. **Trigger Prompt**: write what the picture shows, the pose too. The trigger words are added for you.
 4. Press **Run**.
 
-**Apply ControlNet**: *strength* 0.6 to 1. *end_percent* 0.8 leaves the last steps, where the face gets its details, to the
+**Apply ControlNet**: less *strength*, and the pose is a hint. *end_percent* 0.8 leaves the last steps, where the face gets its details, to the
 person.
 
 HyperLoRA changes the model, ControlNet steers it: they don't get in each other's way. A ControlNet for depth or edges works
@@ -131,8 +131,8 @@ The green nodes are yours to change:
 3. **Trigger Prompt**: write what the picture shows. The trigger words are added for you.
 4. Press **Run**.
 
-The authors' numbers: HyperLoRA 0.85, ControlNet (*cn_strength*) 0.6, CFG 3. 1016 x 1016, because InstantID was trained on
-pictures with watermarks, which show at 1024.
+The authors' numbers: HyperLoRA 0.85, ControlNet (*cn_strength*) 0.6, CFG 3. 1016 x 1016, because at 1024 InstantID often
+paints a watermark.
 
 ## Node packs
 
@@ -178,10 +178,10 @@ The green nodes are yours to change:
 3. **Trigger Prompt**: write the style first, then what the picture shows. The trigger words are added for you.
 4. Press **Run**.
 
-**KSampler**, *denoise*: 0.4 keeps nearly everything, 0.65 repaints in the same composition, 0.85 keeps the rough layout.
+**KSampler**, *denoise*: 0.65 to begin with. Lower keeps more of the picture, higher follows the prompt more.
 
 **Apply HyperLoRA** gives way to the style: *weight* 0.7 instead of 0.8, *blocks* = soft (less of the skin's surface),
-*start* 0.1. Still too much of a photo: 0.6. A stranger: 0.85.
+*start* 0.1. Still too much of a photo: less *weight*. A stranger: more.
 
 A style LoRA goes before or behind **Apply HyperLoRA**, with core's **Load LoRA**.
 

@@ -108,8 +108,8 @@ The green nodes are yours to change:
 **Detect Faces**: the largest face. For another one choose *index* and its number, counted from the left. If no face is
 found the picture stays as it is.
 
-**KSampler: the face again**, *denoise*: 0.35 sharpens, 0.5 makes it the person, 0.6 and more may not fit the head any
-longer.
+**KSampler: the face again**, *denoise*: 0.5 to begin with. Lower keeps more of the first pass; higher looks more like the
+person, and fits the head less.
 
 Only the face is painted, with a soft edge; the rest of the close-up is there to fit it in.
 
@@ -214,8 +214,8 @@ The green nodes are yours to change:
 3. **Trigger Prompt**: write how the face is: expression, light, glasses. The trigger words are added for you.
 4. Press **Run**. **Which face** shows the one that is painted.
 
-**KSampler: the face again**, *denoise*: 0.6 keeps the old face's expression and light, 0.75 is a good start, 0.9 forgets the
-old face.
+**KSampler: the face again**, *denoise*: 0.75 to begin with. Lower keeps more of the old face's expression and light,
+higher forgets the old face.
 
 **Detect Faces**: the largest face. For another one choose *index* and its number, counted from the left.
 
