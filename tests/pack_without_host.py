@@ -12,7 +12,7 @@ from unittest.mock import MagicMock
 from places import ROOT
 
 PACK = "pack_without_host"
-ROOTS = ("comfy", "comfy_api", "folder_paths")
+ROOTS = ("comfy", "comfy_api", "comfy_execution", "folder_paths")
 TYPES = {"Image": "IMAGE", "Model": "MODEL", "LoraModel": "LORA_MODEL", "Mask": "MASK", "Clip": "CLIP", "Vae": "VAE"}
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 
