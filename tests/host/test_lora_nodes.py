@@ -136,6 +136,8 @@ def test_kept_norms_are_gentler(server, anna, applied):
 def test_kept_norms_need_merge(server, anna):
     result = server.run(demo(anna, HyperLoRAApply={"keep_norms": True, "mode": "bypass"}))
     assert "keep_norms needs the model's weights" in result.error
+    result = server.run(demo(anna, HyperLoRAApply={"keep_norms": True, "start": 0.3}))
+    assert "keep_norms holds for all of sampling" in result.error
 
 
 def test_files_are_whole(server):
