@@ -61,8 +61,8 @@ The green nodes are yours to change:
 3. **Trigger Prompt**: write what the picture shows, the pose too. The trigger words are added for you.
 4. Press **Run**.
 
-**Apply ControlNet**: less *strength*, and the pose is a hint. *end_percent* 0.8 leaves the last steps, where the face gets its details, to the
-person.
+**Apply ControlNet**: less *strength*, and the pose is a hint. *end_percent* 0.8 leaves the last steps, where the face gets
+its details, to the person.
 
 HyperLoRA changes the model, ControlNet steers it: they don't get in each other's way. A ControlNet for depth or edges works
 the same: choose it in **Load ControlNet Model** and give it its kind of picture.
