@@ -5,7 +5,7 @@
 So it works on weights of any format (fp8, GGUF), and there is nothing to undo.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -49,12 +49,17 @@ class Attachment:
 
     def __init__(self, model: nn.Module, loras: Sequence[BypassLoRA], wanted: Callable[[], bool] = lambda: True):
         self._loras, self._wanted = list(loras), wanted
+        self._resting: frozenset[int] = frozenset()
         # on the device and in the precision of what the layers are given: filled by the first of them, see `release`
         self._copies: dict[tuple[torch.device, torch.dtype], list[Products]] = {}
         paths = dict.fromkeys(path for lora in loras for path in lora.paths)
         self._wraps = [_Wrap(self, path, model.get_submodule(path)) for path in paths]
         for wrap in self._wraps:
             wrap.put_on()
+
+    def rest(self, numbers: Iterable[int]) -> None:
+        """From now on leave out the LoRAs with these places in the list, and only these."""
+        self._resting = frozenset(numbers)
 
     def release(self) -> None:
         """Free the copies on the device. The next call of a layer makes them again, so call this between runs."""
@@ -64,18 +69,18 @@ class Attachment:
         """Take all off the layers, and free the copies."""
         for wrap in self._wraps:
             wrap.take_off()
-        self._loras = []
+        self._loras, self._resting = [], frozenset()
         self.release()
 
     def add(self, path: str, x: Tensor, output: Tensor) -> Tensor:
         """x [..., in] and the layer's own output [..., out] -> the output with the LoRAs."""
-        if not self._loras or not self._wanted():
+        if len(self._resting) == len(self._loras) or not self._wanted():
             return output
         place = x.device, x.dtype
         if place not in self._copies:
             self._copies[place] = [lora.to(*place) for lora in self._loras]
-        for products in self._copies[place]:
-            if path in products:
+        for number, products in enumerate(self._copies[place]):
+            if path in products and number not in self._resting:
                 down, up = products[path]
                 # (..., in) x (in, r) x (r, out) -> (..., out)
                 output = output + linear(linear(x, down), up).to(output.dtype)

@@ -10,10 +10,11 @@ import torch
 from .errors import HyperLoRAError, cli
 from .face.analyzer import FaceAnalyzer
 from .face.prepare import base_picture, identity_picture
-from .hyperlora import HyperLoRA
+from .hyperlora import HyperLoRA, photo_shares
 from .identity import Identity
 from .photo import read_photo
 from .vision import VisionEncoder
+from .weighting import EQUAL, QUALITY, WEIGHTINGS, by_agreement, by_quality, quality
 
 RECOGNITION = "hyperlora.recognition"  # checkpoint metadata: the recognition network that it was trained with
 OTHER_PACKS = {"w600k_r50": "buffalo_l", "w600k_mbf": "buffalo_s"}  # known not to be the published checkpoints'
@@ -36,6 +37,7 @@ class Encoded:
     identity: Identity
     crops: list[np.ndarray]  # the ID picture of each photo, uint8 [h, w, 3]
     report: str  # a line per photo, for people
+    shares: tuple[float, ...]  # of each photo, summing to 1
 
 
 class PhotoEncoder:
@@ -65,15 +67,20 @@ class PhotoEncoder:
         options: EncodeOptions = EncodeOptions(),
         weights: Sequence[float] | None = None,
         progress: Callable[[int, int], None] | None = None,
+        weighting: str = EQUAL,
     ) -> Encoded:
         """Photos of ONE person (paths, PIL, uint8 arrays [h, w, 3], tensors [h, w, 3] in 0..1) -> identity.
 
-        `weights`: each photo's share, default equal. `progress(done, total)` is called per photo and may raise to stop.
+        `weights`: each photo's share, default equal. `weighting`: equal, by quality or by agreement (see weighting.py);
+        both given, they are multiplied. `progress(done, total)` is called per photo and may raise to stop.
         Raises NoFaceError or HyperLoRAError naming the photo.
         """
         if len(photos) == 0:
             raise HyperLoRAError("No photo was given: connect or name at least one.")
-        crops, base_crops, embeds, lines = [], [], [], []
+        if weighting not in WEIGHTINGS:
+            raise HyperLoRAError(f"Photo weighting {weighting!r} doesn't exist: use {', '.join(WEIGHTINGS)}.")
+        shares = photo_shares(weights, len(photos))  # (n)
+        crops, base_crops, embeds, qualities, lines = [], [], [], [], []
         for number, source in enumerate(photos, start=1):
             name = Path(source).name if isinstance(source, str | Path) else f"Photo {number}"
             photo = read_photo(source, None if isinstance(source, str | Path) else name)
@@ -83,26 +90,32 @@ class PhotoEncoder:
             if self.hyper.has_base:
                 base_crops.append(base_picture(photo, face.landmarks, options.crop_scale, options.clip_to_photo))
             embeds.append(torch.from_numpy(face.embedding))
+            if weighting == QUALITY:
+                qualities.append(quality(photo, face))
             lines.append(_describe(name, face, len(detections), options.which))
             if progress is not None:
                 progress(number, len(photos))
 
         tokens = None if self.vision is None else self.vision.encode_pictures(crops + base_crops)  # (n or 2 n, t, c)
         n = len(photos)
+        if weighting != EQUAL:
+            verdict = by_quality(qualities) if weighting == QUALITY else by_agreement(torch.stack(embeds).numpy())
+            shares = verdict.shares(shares)
+            lines = verdict.added_to(lines, shares)
         identity = Identity(
             coefficients=self.hyper.coefficients(
                 clip_tokens=tokens[:n] if self.hyper.uses_clip_tokens else None,
                 id_embeds=torch.stack(embeds) if self.hyper.uses_id_embeds else None,
-                weights=weights,
+                weights=shares,
             ).cpu(),
-            base_coefficients=self.hyper.coefficients(clip_tokens=tokens[n:], weights=weights, branch="base").cpu()
+            base_coefficients=self.hyper.coefficients(clip_tokens=tokens[n:], weights=shares, branch="base").cpu()
             if self.hyper.has_base
             else None,
             fingerprint=self.hyper.fingerprint,
             checkpoint=self.hyper.name,
             photo_count=n,
         )
-        return Encoded(identity, crops, "\n".join(lines))
+        return Encoded(identity, crops, "\n".join(lines), tuple(shares.tolist()))
 
 
 def parse_weights(text: str) -> list[float] | None:

@@ -195,7 +195,7 @@ class HyperLoRA:
         Raises HyperLoRAError for a missing, superfluous or ill-shaped condition, and for NaN.
         """
         per_photo = self.photo_coefficients(clip_tokens, id_embeds, branch)
-        share = _shares(weights, len(per_photo)).to(per_photo)  # (n)
+        share = photo_shares(weights, len(per_photo)).to(per_photo)  # (n)
         return normed(torch.einsum("n,nlk->lk", share, per_photo))
 
     @torch.no_grad()
@@ -300,7 +300,7 @@ def _check_condition(condition: Tensor, what: str, dims: int, width: int, name: 
         raise HyperLoRAError(f"{what} holds NaN or infinity. Check the photo and the encoder's precision.")
 
 
-def _shares(weights: Tensor | Sequence[float] | None, photos: int) -> Tensor:
+def photo_shares(weights: Tensor | Sequence[float] | None, photos: int) -> Tensor:
     """Weights of the photos, scaled to sum to 1."""
     if weights is None:
         return torch.full((photos,), 1 / photos)

@@ -174,7 +174,7 @@ def save_lora(
     first = next(pairs(lora))
     rank = first.down.shape[0]
     described = {
-        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": "stable-diffusion-xl-v1-base/lora",
         "modelspec.implementation": "diffusers" if naming == "diffusers" else "https://github.com/kohya-ss/sd-scripts",
         "ss_network_module": "networks.lora",

@@ -1,19 +1,45 @@
-"""What a LoRA file says of itself, in the keys that LoRA managers read (modelspec) and in our own."""
+"""What a LoRA file says of itself, in the keys that LoRA managers read (modelspec, kohya's ss_) and in our own."""
 
+import base64
+import io
+import json
 from datetime import datetime, timezone
+from pathlib import Path
 
+import numpy as np
+from PIL import Image, ImageOps
+
+from .files import written_aside
 from .identity import Identity
 from .prompt import TRIGGER
 
+THUMBNAIL = 256  # px, square: what modelspec recommends
 
-def describe(title: str, identity: Identity | None = None, base_weight: float | None = None) -> dict[str, str]:
-    """Metadata for `save_lora`; `base_weight`: at which weight the base branch was joined in."""
+
+def describe(
+    title: str,
+    identity: Identity | None = None,
+    base_weight: float | None = None,
+    preview: np.ndarray | None = None,
+) -> dict[str, str]:
+    """Metadata for `save_lora`; `base_weight`: at which weight the base branch was joined in.
+
+    `preview`: a picture uint8 [h, w, 3], of which a small square goes into the file (modelspec 1.0.1, `thumbnail`).
+    """
     metadata = {
         "modelspec.title": title,
         "modelspec.date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "modelspec.description": "A person's LoRA, written by HyperLoRA from photos. Use it at 0.75 to 0.85.",
+        "modelspec.usage_hint": f"Start the prompt with: {TRIGGER}. Weight 0.75 to 0.85.",
         "modelspec.trigger_phrase": TRIGGER,
+        "modelspec.category": "Person",
+        "modelspec.tags": "person, face, HyperLoRA",
+        "ss_output_name": title,
+        # where managers that know nothing of modelspec look for trigger words
+        "ss_tag_frequency": json.dumps({"hyperlora": {TRIGGER: 1}}),
     }
+    if preview is not None:
+        metadata["modelspec.thumbnail"] = thumbnail(preview)
     if identity is not None:
         metadata |= {
             "hyperlora.checkpoint": identity.checkpoint,
@@ -23,3 +49,18 @@ def describe(title: str, identity: Identity | None = None, base_weight: float | 
     if base_weight is not None:
         metadata["hyperlora.base_weight"] = f"{base_weight:g}"
     return metadata
+
+
+def thumbnail(picture: np.ndarray, size: int = THUMBNAIL) -> str:
+    """uint8 [h, w, 3] -> its middle square of `size` pixels as a JPEG in a data URL."""
+    jpeg = io.BytesIO()
+    ImageOps.fit(Image.fromarray(picture), (size, size)).save(jpeg, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg.getvalue()).decode()
+
+
+def save_preview(picture: np.ndarray, lora_path: str | Path) -> Path:
+    """Write uint8 [h, w, 3] as a PNG beside a LoRA file, under its name: where ComfyUI and other tools look for it."""
+    path = Path(lora_path).with_suffix(".png")
+    with written_aside(path) as aside:
+        Image.fromarray(picture).save(aside, "PNG")
+    return path

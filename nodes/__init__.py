@@ -2,8 +2,9 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import folders
+from . import beside_authors, folders
 from .apply import HyperLoRAApply, HyperLoRASaveLoRA
+from .compare import HyperLoRACompare
 from .demo import HyperLoRALoadDemo, offer_photo
 from .faces import HyperLoRADetectFaces, HyperLoRALoadFaceAnalysis
 from .generate import HyperLoRAGenerateLoRA, HyperLoRALoadModel
@@ -15,12 +16,16 @@ from .identity import (
 )
 from .portrait import HyperLoRAPortrait
 from .prompt import HyperLoRATriggerPrompt
+from .region import HyperLoRARegion
+from .similarity import HyperLoRASimilarity
+from .slider import HyperLoRASlider
 
 
 class HyperLoRAExtension(ComfyExtension):
     async def on_load(self) -> None:
         folders.register()
         offer_photo()
+        beside_authors.settle_at_start()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
@@ -33,10 +38,15 @@ class HyperLoRAExtension(ComfyExtension):
             HyperLoRALoadIdentity,
             HyperLoRABlendIdentities,
             HyperLoRAGenerateLoRA,
+            HyperLoRASlider,
             HyperLoRAApply,
+            HyperLoRARegion,
             HyperLoRASaveLoRA,
             HyperLoRATriggerPrompt,
+            HyperLoRASimilarity,
+            HyperLoRACompare,
             HyperLoRALoadDemo,
+            *beside_authors.free_nodes(),
         ]
 
 

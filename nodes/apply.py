@@ -8,12 +8,17 @@ import comfy.sd
 import folder_paths
 from comfy_api.latest import io
 
-from ..hyperlora_core import Identity, merge_branches, save_lora
+from ..hyperlora_core import HyperLoRAError, Identity, merge_branches, read_photo, save_lora
+from ..hyperlora_core.block_weights import ALIKE, PRESETS, weigh_blocks
+from ..hyperlora_core.compress import compress, describe_errors
 from ..hyperlora_core.hyperlora import LoRA
 from ..hyperlora_core.lora import NAMINGS, check_fits, check_weights
-from ..hyperlora_core.metadata import describe
+from ..hyperlora_core.metadata import describe, save_preview
+from ..hyperlora_core.schedule import ALWAYS, Schedule
 from .bypass import put_beside
-from .types import CATEGORY, IdentityType
+from .hooks import put_in_time
+from .norms import merge_keeping_norms
+from .types import CATEGORY, IdentityType, LegacyLoRA
 
 MERGE, BYPASS = "merge", "bypass"
 
@@ -33,6 +38,42 @@ def weight_inputs() -> tuple[io.Float.Input, io.Float.Input]:
             **limits,
             optional=True,
             tooltip="Strength of the photo's clothes, hair and background; 0 follows the prompt instead.",
+        ),
+    )
+
+
+def time_inputs() -> tuple[io.Float.Input, io.Float.Input]:
+    limits = {"min": 0.0, "max": 1.0, "step": 0.01, "optional": True, "advanced": True}
+    return (
+        io.Float.Input(
+            "start",
+            default=0.0,
+            **limits,
+            tooltip="From which share of sampling on the person takes part. 0.3 keeps the composition of the picture without.",
+        ),
+        io.Float.Input(
+            "end", default=1.0, **limits, tooltip="Until which share of sampling the person takes part; 1: to its end."
+        ),
+    )
+
+
+def block_inputs() -> tuple[io.Combo.Input, io.String.Input]:
+    return (
+        io.Combo.Input(
+            "blocks",
+            options=list(PRESETS),
+            default=ALIKE,
+            optional=True,
+            advanced=True,
+            tooltip="Where in the model the person counts. face only: less of the photo's framing and light. soft: less of "
+            "its surface. anti-artefact: less in the finest lines.",
+        ),
+        io.String.Input(
+            "block_weights",
+            default="",
+            optional=True,
+            advanced=True,
+            tooltip="Your own, over the preset's: down 1, middle 1, up 0.8, or block by block: up_blocks.1 = 0.5.",
         ),
     )
 
@@ -64,6 +105,16 @@ class HyperLoRAApply(io.ComfyNode):
                     tooltip="merge: into the model's weights. bypass: beside them, so that another person or weight "
                     "costs nothing, and quantised (fp8, GGUF) models keep their weights.",
                 ),
+                *time_inputs(),
+                *block_inputs(),
+                io.Boolean.Input(
+                    "keep_norms",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Gentle: the LoRA turns the weights but doesn't lengthen them (DoRA's magnitude "
+                    "stays). Only in merge mode.",
+                ),
             ],
             outputs=[io.Model.Output("model", tooltip="For the sampler.")],
         )
@@ -77,27 +128,61 @@ class HyperLoRAApply(io.ComfyNode):
         base_lora: LoRA | None = None,
         base_weight: float = 0.4,
         mode: str = MERGE,
+        start: float = 0.0,
+        end: float = 1.0,
+        blocks: str = ALIKE,
+        block_weights: str = "",
+        keep_norms: bool = False,
     ) -> io.NodeOutput:
-        return io.NodeOutput(apply(model, id_lora, weight, base_lora, base_weight, mode))
+        schedule = Schedule(start, end)
+        return io.NodeOutput(
+            apply(model, id_lora, weight, base_lora, base_weight, mode, schedule, blocks, block_weights, keep_norms)
+        )
 
 
-def apply(model, id_lora: LoRA, weight: float, base_lora: LoRA | None, base_weight: float, mode: str = MERGE):
+def apply(
+    model,
+    id_lora: LoRA,
+    weight: float,
+    base_lora: LoRA | None = None,
+    base_weight: float = 0.4,
+    mode: str = MERGE,
+    schedule: Schedule = ALWAYS,
+    blocks: str = ALIKE,
+    block_weights: str = "",
+    keep_norms: bool = False,
+):
     """A clone of the model with ID and base as one: one patch per weight, or in bypass mode one product per layer."""
-    check_weights(weight, base_weight)
-    if base_lora is None or base_weight == 0:
-        lora, strength = id_lora, weight  # as core's Load LoRA does it, to the last bit
-    else:
-        lora, strength = merge_branches(id_lora, base_lora, weight, base_weight), 1.0
+    if keep_norms and mode == BYPASS:
+        raise HyperLoRAError(
+            "keep_norms needs the model's weights, which bypass mode never touches: choose merge, or turn it off."
+        )
+    if keep_norms and not schedule.always:
+        raise HyperLoRAError("keep_norms holds for all of sampling: set start to 0 and end to 1, or turn it off.")
+    lora, strength = one_lora(id_lora, weight, base_lora, base_weight)
     layers = model_layers(model)
     # checked at weight 0 too, so that a wrong pair shows before somebody turns the weight up
     check_fits(lora, {key: layer.shape for key, layer in layers.items()})
+    lora = weigh_blocks(lora, block_weights, blocks)
     if strength == 0:
         return model
+    if keep_norms:
+        return merge_keeping_norms(model, lora, strength)
     if mode == MERGE:
-        return comfy.sd.load_lora_for_models(model, None, lora, strength, 0)[0]
+        if schedule.always:
+            return comfy.sd.load_lora_for_models(model, None, lora, strength, 0)[0]
+        return put_in_time(model, lora, strength, schedule)
     if strength != 1:
         lora = merge_branches(lora, None, strength)
-    return put_beside(model, lora, {key: layer.path for key, layer in layers.items()})
+    return put_beside(model, lora, {key: layer.path for key, layer in layers.items()}, schedule)
+
+
+def one_lora(id_lora: LoRA, weight: float, base_lora: LoRA | None, base_weight: float) -> tuple[LoRA, float]:
+    """ID and base as one LoRA, and the strength at which it is meant."""
+    check_weights(weight, base_weight)
+    if base_lora is None or base_weight == 0:
+        return id_lora, weight  # as core's Load LoRA does it, to the last bit
+    return merge_branches(id_lora, base_lora, weight, base_weight), 1.0
 
 
 class Layer(NamedTuple):
@@ -122,6 +207,8 @@ def model_layers(model) -> dict[str, Layer]:
 
 
 class HyperLoRASaveLoRA(io.ComfyNode):
+    """Also the authors' node of this id: their workflows connect `lora` and know `filename_prefix` only."""
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         _, base_weight = weight_inputs()
@@ -132,7 +219,7 @@ class HyperLoRASaveLoRA(io.ComfyNode):
             description="Writes an ordinary LoRA file, with metadata, into the output folder; core's Load LoRA finds it in loras/.",
             search_aliases=["export lora", "save lora", "kohya", "diffusers lora"],
             inputs=[
-                io.LoraModel.Input("id_lora", tooltip="From Generate LoRA."),
+                io.LoraModel.Input("id_lora", optional=True, tooltip="From Generate LoRA."),
                 io.String.Input(
                     "filename_prefix", default="loras/person", tooltip="Path and start of the name, below output."
                 ),
@@ -140,11 +227,30 @@ class HyperLoRASaveLoRA(io.ComfyNode):
                     "naming",
                     options=list(NAMINGS),
                     default=NAMINGS[0],
+                    optional=True,
                     tooltip="kohya: for ComfyUI and most tools. diffusers: for diffusers and PEFT.",
                 ),
                 io.LoraModel.Input("base_lora", optional=True, tooltip="Joined into the same file at base_weight."),
                 base_weight,
                 IdentityType.Input("identity", optional=True, tooltip="Its origin is written into the metadata."),
+                io.Image.Input(
+                    "preview",
+                    optional=True,
+                    tooltip="What LoRA managers show for the file: its first picture, small in the file and whole beside it.",
+                ),
+                io.Int.Input(
+                    "rank",
+                    default=0,
+                    min=0,
+                    max=128,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Compress the file to this rank; what that loses is shown. 0: as it is "
+                    "(8, with a base LoRA 12).",
+                ),
+                LegacyLoRA.Input(
+                    "lora", optional=True, tooltip="Instead of id_lora, in workflows of the authors' pack."
+                ),
             ],
             outputs=[io.String.Output("path", tooltip="Where the file lies.")],
             is_output_node=True,
@@ -153,17 +259,34 @@ class HyperLoRASaveLoRA(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        id_lora: LoRA,
         filename_prefix: str,
-        naming: str,
+        id_lora: LoRA | None = None,
+        naming: str = NAMINGS[0],
         base_lora: LoRA | None = None,
         base_weight: float = 0.4,
         identity: Identity | None = None,
+        preview=None,
+        rank: int = 0,
+        lora: LoRA | None = None,
     ) -> io.NodeOutput:
-        lora = id_lora if base_lora is None else merge_branches(id_lora, base_lora, 1.0, base_weight)
+        given = [one for one in (id_lora, lora) if one is not None]
+        if len(given) != 1:
+            raise HyperLoRAError(
+                "Save Person's LoRA writes one LoRA: connect id_lora (from Generate LoRA), or lora in a workflow of the "
+                "authors' pack, not both."
+            )
+        picture = None if preview is None else read_photo(preview[0], "The preview")
+        saved = given[0] if base_lora is None else merge_branches(given[0], base_lora, 1.0, base_weight)
+        text = []
+        if rank > 0:
+            saved, errors = compress(saved, rank)
+            text.append(describe_errors(errors, rank))
         folder, name, counter, _, _ = folder_paths.get_save_image_path(
             filename_prefix, folder_paths.get_output_directory()
         )
         path = Path(folder) / f"{name}_{counter:05}_.safetensors"
-        save_lora(lora, path, naming, describe(name, identity, base_weight=None if base_lora is None else base_weight))
-        return io.NodeOutput(str(path), ui={"text": [f"Saved {path}"]})
+        metadata = describe(name, identity, None if base_lora is None else base_weight, picture)
+        save_lora(saved, path, naming, metadata)
+        if picture is not None:
+            save_preview(picture, path)
+        return io.NodeOutput(str(path), ui={"text": [f"Saved {path}", *text]})

@@ -1,30 +1,40 @@
 """Bypass mode: LoRAs beside the layers of a MODEL, put on and taken off by the host with the model itself."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 from comfy.patcher_extension import CallbacksMP
-from torch import nn
+from torch import Tensor, nn
 
 from ..hyperlora_core.bypass import Attachment, BypassLoRA
 from ..hyperlora_core.hyperlora import LoRA
+from ..hyperlora_core.schedule import Schedule
 
 # core's own bypass LoRAs share "bypass_lora", where a second one replaces the first
 KEY = "hyperlora_bypass"
 
 
-def put_beside(model, lora: LoRA, paths: Mapping[str, str]):
+class TimedLoRA(NamedTuple):
+    """A LoRA beside the layers, and when."""
+
+    lora: BypassLoRA
+    schedule: Schedule
+
+
+def put_beside(model, lora: LoRA, paths: Mapping[str, str], schedule: Schedule):
     """A clone of the MODEL with the LoRA beside its layers, in addition to those that stand there already.
 
     `paths`: LoRA key -> the layer's path in `model.model`.
     """
     before = model.get_injections(KEY) or []
-    injection = BypassInjection([*(lora for one in before for lora in one.loras), BypassLoRA(lora, paths)])
+    loras = [*(timed for one in before for timed in one.loras), TimedLoRA(BypassLoRA(lora, paths), schedule)]
+    injection = BypassInjection(loras)
     patched = model.clone()
     patched.set_injections(KEY, [injection])
-    for event, callback in (
-        (CallbacksMP.ON_INJECT_MODEL, injection.attach),
-        (CallbacksMP.ON_CLEANUP, injection.release),
-    ):
+    callbacks = {CallbacksMP.ON_INJECT_MODEL: injection.attach, CallbacksMP.ON_CLEANUP: injection.release}
+    if not all(timed.schedule.always for timed in loras):
+        callbacks[CallbacksMP.ON_PREPARE_STATE] = injection.step
+    for event, callback in callbacks.items():
         patched.remove_callbacks_with_key(event, KEY)
         patched.add_callback_with_key(event, KEY, callback)
     return patched
@@ -38,24 +48,38 @@ class BypassInjection:
     before us puts back what it found, and with that takes ours off; one that comes after us finds its own on top again.
     """
 
-    def __init__(self, loras: Sequence[BypassLoRA]):
+    def __init__(self, loras: Sequence[TimedLoRA]):
         self.loras = loras
         # by patcher, since its clones carry this same object; by id, since a patcher ejects even while it is deleted
         self._attached: dict[int, Attachment] = {}
+        self._resting: dict[int, list[int]] = {}  # whose time it isn't; hooks eject and inject within a step
 
     def inject(self, patcher) -> None:
         """Nothing yet, see `attach`; that there is an injection makes the host call it."""
 
     def attach(self, patcher) -> None:
-        self._attached[id(patcher)] = Attachment(patcher.model, self.loras, sampled_by(patcher.model, id(patcher)))
+        loras = [timed.lora for timed in self.loras]
+        attachment = Attachment(patcher.model, loras, sampled_by(patcher.model, id(patcher)))
+        attachment.rest(self._resting.get(id(patcher), ()))
+        self._attached[id(patcher)] = attachment
 
     def eject(self, patcher) -> None:
         if id(patcher) in self._attached:
             self._attached.pop(id(patcher)).remove()
 
+    def step(self, patcher, timestep: Tensor, _model_options: dict) -> None:
+        """Before each step: `timestep` [n] is its noise level."""
+        sigma, sigma_at = timestep[0].item(), patcher.model.model_sampling.percent_to_sigma
+        resting = [n for n, timed in enumerate(self.loras) if not timed.schedule.covers(sigma, sigma_at)]
+        self._resting[id(patcher)] = resting
+        if id(patcher) in self._attached:
+            self._attached[id(patcher)].rest(resting)
+
     def release(self, patcher) -> None:
         """At the end of sampling, also of one that failed: the copies on the device lived for that run only."""
+        self._resting.pop(id(patcher), None)
         if id(patcher) in self._attached:
+            self._attached[id(patcher)].rest(())
             self._attached[id(patcher)].release()
 
 

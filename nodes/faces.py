@@ -4,6 +4,7 @@ from comfy_api.latest import io
 
 from ..hyperlora_core import FaceAnalyzer, NoFaceError, read_photo
 from ..hyperlora_core.face.choice import CHOICES
+from ..hyperlora_core.face.close_up import around, soften
 from ..hyperlora_core.face.draw import annotate, face_mask
 from ..hyperlora_core.face.providers import PROVIDERS
 from ..hyperlora_core.pictures import image_batch, mask_batch
@@ -83,8 +84,9 @@ class HyperLoRADetectFaces(io.ComfyNode):
             node_id="HyperLoRADetectFaces",
             display_name="Detect Faces",
             category=CATEGORY,
-            description="Finds faces and shows them: boxes with their numbers from the left, and a mask of the faces.",
-            search_aliases=["face detector", "face mask", "face box", "count faces"],
+            description="Finds faces and shows them: boxes with their numbers from the left, a mask of the faces, and a "
+            "close-up to paint again.",
+            search_aliases=["face detector", "face mask", "face box", "count faces", "face crop", "face detailer"],
             inputs=[
                 FaceAnalysis.Input("face_analysis", tooltip="From Load Face Analysis, or another pack's loader."),
                 io.Image.Input("image", tooltip="One picture or a batch."),
@@ -95,6 +97,11 @@ class HyperLoRADetectFaces(io.ComfyNode):
                 io.Image.Output("annotated", tooltip="The pictures with the chosen faces drawn in."),
                 io.Mask.Output("mask", tooltip="White inside the chosen faces' outlines."),
                 io.Int.Output("count", tooltip="How many faces were chosen, over all pictures."),
+                io.Image.Output("close_up", tooltip="A square around the chosen faces of the first picture."),
+                io.Mask.Output("close_up_mask", tooltip="White on the close-up's faces, with a soft edge around them."),
+                io.Int.Output("x", tooltip="Left edge of the close-up in the first picture."),
+                io.Int.Output("y", tooltip="Upper edge of the close-up in the first picture."),
+                io.Int.Output("side", tooltip="Width and height of the close-up."),
             ],
         )
 
@@ -102,7 +109,7 @@ class HyperLoRADetectFaces(io.ComfyNode):
     def execute(cls, face_analysis, image, face: str, face_index: int = 0) -> io.NodeOutput:
         analyzer = FaceAnalyzer(face_analysis)
         step = host.progress(len(image))
-        faces, annotated, masks = [], [], []
+        photos, faces, annotated, masks = [], [], [], []
         for number, picture in enumerate(image, start=1):
             photo = read_photo(picture, f"Picture {number}")
             if face == ALL:
@@ -112,8 +119,11 @@ class HyperLoRADetectFaces(io.ComfyNode):
                     found = [analyzer.face(photo, chosen_face(face, face_index), f"Picture {number}")]
                 except NoFaceError:
                     found = []  # a picture without faces is an answer here: count 0 and an empty mask
+            photos.append(photo)
             faces.append(found)
             annotated.append(annotate(photo, found))
             masks.append(face_mask(photo, found))
             step(number, len(image))
-        return io.NodeOutput(faces, image_batch(annotated), mask_batch(masks), sum(map(len, faces)))
+        square = around(faces[0], photos[0].shape[:2])
+        close_up = image_batch([square.cut(photos[0])]), mask_batch([soften(square.cut(masks[0]))])
+        return io.NodeOutput(faces, image_batch(annotated), mask_batch(masks), sum(map(len, faces)), *close_up, *square)

@@ -9,6 +9,7 @@ from ..hyperlora_core import EncodeOptions, FaceAnalyzer, HyperLoRAError, Identi
 from ..hyperlora_core.encode import parse_weights
 from ..hyperlora_core.files import free_name
 from ..hyperlora_core.pictures import image_batch
+from ..hyperlora_core.weighting import EQUAL, WEIGHTINGS
 from . import folders, host
 from .clip_vision import HostClipVision
 from .faces import chosen_face, face_inputs
@@ -58,6 +59,15 @@ class HyperLoRAEncodeIdentity(io.ComfyNode):
                     optional=True,
                     tooltip="Another CLIP ViT-L/14 than the one that Load HyperLoRA found.",
                 ),
+                # last and optional: workflows from before it was there still run
+                io.Combo.Input(
+                    "weighting",
+                    options=list(WEIGHTINGS),
+                    default=EQUAL,
+                    optional=True,
+                    tooltip="Which photos count more. quality: large, sharp, frontal faces. agreement: those that show "
+                    "the same person as most; a wrong person among them is left out. Multiplied by photo_weights.",
+                ),
             ],
             outputs=[
                 IdentityType.Output("identity", tooltip="The person: for Generate LoRA, Save, Blend."),
@@ -81,20 +91,28 @@ class HyperLoRAEncodeIdentity(io.ComfyNode):
         photos_3=None,
         photos_4=None,
         clip_vision=None,
+        weighting: str = EQUAL,
     ) -> io.NodeOutput:
         batches = [batch for batch in (photos, photos_2, photos_3, photos_4) if batch is not None]
         pictures = [picture for batch in batches for picture in batch]
         options = EncodeOptions(chosen_face(face, face_index), remove_background, grayscale)
-        encoded = encode(hyperlora, face_analysis, pictures, options, parse_weights(photo_weights), clip_vision)
+        weights = parse_weights(photo_weights)
+        encoded = encode(hyperlora, face_analysis, pictures, options, weights, clip_vision, weighting)
         return io.NodeOutput(encoded.identity, image_batch(encoded.crops, CROP_SIZE), encoded.report)
 
 
 def encode(
-    loaded: host.LoadedHyperLoRA, face_analysis, pictures: list, options: EncodeOptions, weights=None, clip_vision=None
+    loaded: host.LoadedHyperLoRA,
+    face_analysis,
+    pictures: list,
+    options: EncodeOptions,
+    weights=None,
+    clip_vision=None,
+    weighting: str = EQUAL,
 ):
     vision = loaded.vision if clip_vision is None else HostClipVision(clip_vision)
     encoder = PhotoEncoder(loaded.hyper, FaceAnalyzer(face_analysis), vision)
-    return encoder.encode(pictures, options, weights, host.progress(len(pictures)))
+    return encoder.encode(pictures, options, weights, host.progress(len(pictures)), weighting)
 
 
 class HyperLoRASaveIdentity(io.ComfyNode):

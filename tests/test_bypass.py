@@ -159,6 +159,20 @@ def test_unwanted(net, x):
     assert torch.equal(net(x), plain)
 
 
+def test_some_rest(net, x):
+    """By their place in the list, until told otherwise; a LoRA at rest costs no product."""
+    plain = net(x)
+    attachment = beside(net, lora(1), lora(2), lora(3))
+    attachment.rest([0, 1, 2])
+    assert torch.equal(net(x), plain) and not attachment._copies
+    for resting, working in (((0, 2), [2]), ((1,), [1, 3]), ((), [1, 2, 3])):
+        attachment.rest(resting)
+        assert torch.allclose(net(x), merged(Net(), *map(lora, working))(x), atol=1e-5)
+    attachment.rest([0])
+    attachment.remove()
+    assert torch.equal(net(x), plain) and untouched(net)
+
+
 def test_a_model_without_the_layer_stays_as_it_is(net):
     net.b = nn.Sequential()
     with pytest.raises(AttributeError):
@@ -222,5 +236,8 @@ def test_compiled_models_notice_every_change(net, x):
             attachment = beside(net, lora(seed))
             for _ in range(2):
                 assert torch.allclose(compiled(x), merged(Net(), lora(seed))(x), atol=1e-5), seed
+                attachment.rest([0])
+                assert torch.equal(compiled(x), plain)
+                attachment.rest([])
             attachment.remove()
     torch.compiler.reset()

@@ -60,6 +60,20 @@ def test_generate_in_diffusers_naming_with_base(photos, tmp_path):
     assert all(name.startswith("unet.") for name in names)
 
 
+def test_generate_compressed_with_preview(photos, tmp_path, capsys):
+    out = tmp_path / "anna.safetensors"
+    command = ["generate", str(photos / "anna_0.png"), "--checkpoint", "demo", "--base-weight", "0.4"]
+    assert main([*command, "--rank", "5", "--preview", str(photos / "anna_1.png"), "-o", str(out)]) == 0
+    assert "Rank 5: " in capsys.readouterr().out
+    assert all(tensor.shape[0] == 5 for name, tensor in load_lora(out).items() if "lora_down" in name)
+    with Image.open(tmp_path / "anna.png") as preview, Image.open(photos / "anna_1.png") as photo:
+        assert np.array_equal(np.asarray(preview), np.asarray(photo))
+    with safe_open(out, framework="pt") as file:
+        assert file.metadata()["modelspec.thumbnail"].startswith("data:image/jpeg")
+    assert main([*command, "--rank", "0", "-o", str(tmp_path / "none.safetensors")]) == 2
+    assert "choose 1 or more" in capsys.readouterr().err and not (tmp_path / "none.safetensors").exists()
+
+
 def test_which_face(photos, tmp_path, capsys):
     outs = []
     for face in ("left", "right", "1"):

@@ -1,14 +1,20 @@
 """LoRA dicts: branches merged, names, files, and the fit with a model."""
 
+import base64
+import io
+import json
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from places import FIXTURES
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 from hyperlora_core import HyperLoRAError, load_hyperlora, load_lora, merge_branches, save_lora, to_diffusers
 from hyperlora_core.lora import check_fits, diffusers_path, pairs
-from hyperlora_core.metadata import describe
+from hyperlora_core.metadata import describe, save_preview
 
 CASE = FIXTURES / "with_base"
 
@@ -98,6 +104,30 @@ def test_file_and_metadata(loras, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["anna.safetensors"]
     with pytest.raises(HyperLoRAError, match="Unknown naming"):
         save_lora(loras[0], path, naming="a1111")
+
+
+def test_what_managers_read(loras, tmp_path):
+    path = tmp_path / "anna.safetensors"
+    picture = np.zeros((300, 500, 3), dtype=np.uint8)
+    picture[:, 100:400] = (200, 40, 40)  # the middle square
+    save_lora(loras[0], path, metadata=describe("anna", preview=picture))
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    assert metadata["modelspec.sai_model_spec"] == "1.0.1"
+    assert metadata["modelspec.title"] == metadata["ss_output_name"] == "anna"
+    assert metadata["ss_base_model_version"] == "sdxl_base_v1-0"
+    assert "fcsks fxhks fhyks" in metadata["modelspec.usage_hint"]
+    assert json.loads(metadata["ss_tag_frequency"]) == {"hyperlora": {"fcsks fxhks fhyks": 1}}
+    head, _, code = metadata["modelspec.thumbnail"].partition(",")
+    assert head == "data:image/jpeg;base64"
+    with Image.open(io.BytesIO(base64.b64decode(code))) as small:
+        assert small.size == (256, 256) and small.format == "JPEG"
+        assert np.abs(np.asarray(small).astype(int) - (200, 40, 40)).max() < 20
+    assert len(code) < 100_000  # ComfyUI reads headers of up to 8 MB
+    assert save_preview(picture, path) == tmp_path / "anna.png"
+    with Image.open(tmp_path / "anna.png") as whole:
+        assert np.array_equal(np.asarray(whole), picture)
+    assert "modelspec.thumbnail" not in describe("anna")
 
 
 def test_a_folder_that_cant_be_written(loras, tmp_path):

@@ -99,7 +99,11 @@ def test_sdxl_has_the_papers_numbers():
             k: v for k, v in published.items() if k != "effect"
         }
         assert values["stage.scenarios"] == ([1.0, 0.0, 0.0] if name == "base-lora" else [0.9, 0.05, 0.05])
-        assert (values["stage.face_weight"], values["stage.weights"], values["stage.other_photo"]) == (1.0, "plain", 0.0)
+        assert (values["stage.face_weight"], values["stage.weights"], values["stage.other_photo"]) == (
+            1.0,
+            "plain",
+            0.0,
+        )
         assert not values["stage.steps_drawn"] and not values["stage.apart"]
 
 

@@ -280,7 +280,7 @@ def test_steps_are_drawn_alike_or_about_a_middle():
     assert alike.min() < 10 and alike.max() > 989 and abs(alike.float().mean() - 499.5) < 20
     # the median of a logit-normal is the sigmoid of its mean
     assert abs(late.median() - 731) < 20 and abs(early.median() - 269) < 20
-    assert 0 <= early.min() and late.max() <= 999
+    assert early.min() >= 0 and late.max() <= 999
 
 
 MINIATURE = {

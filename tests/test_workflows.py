@@ -1,15 +1,22 @@
 """The shipped workflows as files: graph and API format say the same, and everything that they name exists."""
 
+import importlib
 import json
 import re
 
 import pytest
 from PIL import Image
-from places import ROOT
+from places import FIXTURES, ROOT
 
 FOLDER = ROOT / "workflows"
 GRAPHS = sorted(FOLDER.glob("*.json"))
-SAVED_CONTROLS = {"seed": 1, "image": 1}  # widgets after which the editor saves one more value
+PEERS = json.loads((FIXTURES / "peer_nodes.json").read_text(encoding="utf-8"))
+# widgets after which the editor saves one more value
+SAVED_CONTROLS = {
+    "seed": ("randomize", "fixed"),
+    ("PrimitiveInt", "value"): ("fixed",),
+    ("LoadImage", "image"): ("image",),
+}
 
 
 def read(path) -> dict:
@@ -25,8 +32,10 @@ def values(node: dict) -> dict:
     saved, named = list(node["widgets_values"]), {}
     for socket in node["inputs"]:
         if "widget" in socket:
-            named[socket["name"]] = saved.pop(0)
-            del saved[: SAVED_CONTROLS.get(socket["name"], 0)]
+            name = socket["name"]
+            named[name] = saved.pop(0)
+            controls = SAVED_CONTROLS.get((node["type"], name), SAVED_CONTROLS.get(name))
+            assert controls is None or saved.pop(0) in controls, f"{node['type']}.{name}"
     assert not saved, f"{node['type']} has more values than widgets: {saved}"
     return named
 
@@ -45,9 +54,18 @@ def graph(path):
     return read(path)
 
 
-def test_there_are_workflows():
-    assert {"1_portrait_from_photo", "demo"} <= {path.stem for path in GRAPHS}
+def test_every_described_workflow_is_there_and_sorts_as_meant(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    described = importlib.import_module("describe").WORKFLOWS
+    assert {path.stem for path in GRAPHS} == set(described) and list(described) == sorted(described)
     assert {path.name for path in GRAPHS} == {path.name for path in (FOLDER / "api").glob("*.json")}
+
+
+def test_the_page_lists_them_with_their_packs():
+    page = (ROOT / "docs" / "workflows.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| \[(\w+)\]", page, re.M)) == {path.stem for path in GRAPHS}
+    for pack in PEERS:
+        assert f"| `{pack['name']}` | {pack['version']} |" in page and pack["repository"] in page
 
 
 def test_api_format_says_the_same(path, graph):
@@ -66,7 +84,8 @@ def test_links_agree_at_both_ends(graph):
     for number, start, output, end, slot, kind in graph["links"]:
         assert nodes[end]["inputs"][slot]["link"] == number
         assert number in nodes[start]["outputs"][output]["links"]
-        assert nodes[start]["outputs"][output]["type"] == nodes[end]["inputs"][slot]["type"] == kind
+        assert nodes[start]["outputs"][output]["type"] == kind
+        assert nodes[end]["inputs"][slot]["type"] in (kind, "*")
     ends = [socket["link"] for node in nodes.values() for socket in node["inputs"] if socket["link"] is not None]
     assert sorted(ends) == [link[0] for link in graph["links"]]
     assert graph["last_link_id"] == len(graph["links"])
@@ -88,25 +107,62 @@ def test_nothing_overlaps_and_every_step_is_in_a_group(graph):
 
 
 def test_nodes_name_their_pack(graph):
+    peers = {kind: (pack["name"], pack["version"]) for pack in PEERS for kind in pack["nodes"]}
     for node in steps(graph):
         properties = node["properties"]
         assert properties["Node name for S&R"] == node["type"]
         if node["type"].startswith("HyperLoRA"):
             assert (properties["cnr_id"], properties["ver"]) == (project("name"), project("version"))
+        elif node["type"] in peers:
+            assert (properties["cnr_id"], properties["ver"]) == peers[node["type"]]
         else:
             assert properties["cnr_id"] == "comfy-core"
 
 
-def test_downloads_are_those_of_the_catalog(graph):
+def test_peers_nodes_are_as_the_fixture_says(graph):
+    definitions = {kind: definition for pack in PEERS for kind, definition in pack["nodes"].items()}
+    for node in steps(graph):
+        if node["type"] not in definitions:
+            continue
+        definition = definitions[node["type"]]
+        declared = {
+            name: kind
+            for group in ("required", "optional")
+            for name, (kind, _) in definition["input"].get(group, {}).items()
+        }
+        assert {socket["name"] for socket in node["inputs"]} == declared.keys()
+        assert [output["name"] for output in node["outputs"]] == definition["output_name"]
+        assert [output["type"] for output in node["outputs"]] == definition["output"]
+        linked = {socket["name"] for socket in node["inputs"] if socket["link"] is not None}
+        given = values(node)
+        assert definition["input"]["required"].keys() <= linked | given.keys()
+        for name, value in given.items():
+            if isinstance(declared[name], list) and declared[name]:
+                assert value in declared[name], f"{node['type']}.{name} = {value}"
+
+
+def test_peers_packs_are_named_in_the_note(graph):
+    (note,) = (node for node in graph["nodes"] if node["type"] == "MarkdownNote")
+    used = {node["type"] for node in steps(graph)}
+    for pack in PEERS:
+        assert (pack["repository"] in note["widgets_values"][0]) == bool(used & pack["nodes"].keys()), pack["name"]
+
+
+# the editor offers no other hosts and kinds of files, and a file only when a widget of the node names it
+OFFERED = re.compile(r"https://(huggingface\.co|civitai\.com)/.+")
+KINDS = (".safetensors", ".sft", ".ckpt", ".pth", ".pt")
+
+
+def test_every_file_that_the_editor_can_download_is_offered(graph):
     catalog = read(ROOT / "models" / "catalog.json")
     places = {file["path"]: file["url"] for item in catalog["items"] for file in item["files"]}
     for node in steps(graph):
-        for model in node["properties"].get("models", []):
-            assert places[f"{model['directory']}/{model['name']}"] == model["url"]
-            # the editor offers no other hosts and kinds of files, and only for a file that a widget names
-            assert model["url"].startswith(("https://huggingface.co/", "https://civitai.com/"))
-            assert model["name"].endswith((".safetensors", ".sft", ".ckpt", ".pth", ".pt"))
-            assert model["name"] in node["widgets_values"]
+        texts = [value for value in values(node).values() if isinstance(value, str)]
+        named = {path: url for path, url in places.items() if path.partition("/")[2] in texts}
+        can = {path: url for path, url in named.items() if OFFERED.fullmatch(url or "") and path.endswith(KINDS)}
+        offered = node["properties"].get("models", [])
+        assert {f"{model['directory']}/{model['name']}": model["url"] for model in offered} == can
+        assert all(model["name"] in texts for model in offered)
 
 
 def test_note_says_what_to_do(graph):

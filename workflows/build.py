@@ -1,21 +1,30 @@
-"""Writes the shipped workflows for the graph editor and, in api/, for the HTTP API, from descriptions.py.
+"""Writes the shipped workflows for the graph editor and, in api/, for the HTTP API, from the descriptions in describe/.
 
     python workflows/build.py --server http://127.0.0.1:8188
 
-The order of a node's inputs, widgets and outputs comes from a running ComfyUI that has this pack installed.
+The order of a node's inputs, widgets and outputs comes from a running ComfyUI that has this pack installed, or from a file
+with what its /object_info says (--definitions FILE). Other packs needn't be there: what we use of them is in
+tests/fixtures/peer_nodes.json.
 """
 
 import argparse
 import json
+import re
 import urllib.request
 import uuid
+from functools import cache
 from pathlib import Path
 
-from descriptions import PACK, WORKFLOWS, Node, Workflow, item
+from describe import WORKFLOWS
+from describe.parts import PACK, ROOT, Node, Workflow, item
 
-FOLDER = Path(__file__).resolve().parent
+FOLDER = ROOT / "workflows"
+PEERS = ROOT / "tests" / "fixtures" / "peer_nodes.json"
 CORE = {"name": "comfy-core", "version": "0.25.0"}  # the oldest ComfyUI that the pack runs in
 
+SEEDS = ("seed", "noise_seed")  # the editor adds its control to these, whatever the definition says
+OFFERED_FROM = ("https://huggingface.co/", "https://civitai.com/")
+OFFERED_AS = (".safetensors", ".sft", ".ckpt", ".pth", ".pt")
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 WIDTH = 300  # px, as all sizes below
 TITLE, SLOT, WIDGET, PADDING = 30, 20, 24, 14  # heights of a node's parts in the editor
@@ -23,6 +32,7 @@ GAP, COLUMN_GAP, GROUP_GAP, GROUP_TITLE = 40, 50, 40, 40
 GREEN = {"color": "#232", "bgcolor": "#353"}
 BLUE = "#3f789e"
 BLACK = {"color": "#222", "bgcolor": "#000"}
+NOTE_WIDTH, NOTE_LINE, NOTE_LETTERS = 480, 20, 60  # a line's height and its letters on average
 
 
 def declared(definition: dict) -> dict[str, tuple]:
@@ -83,8 +93,9 @@ def saved_values(node: Node, definition: dict) -> list:
     for name, value in widget_values(node, definition).items():
         saved.append(value)
         options = declared(definition)[name][1]
-        if options.get("control_after_generate"):
-            saved.append("randomize")
+        control = options.get("control_after_generate", name in SEEDS)
+        if control:
+            saved.append(node.control or ("randomize" if control is True else control))
         if options.get("image_upload"):
             saved.append("image")
     return saved
@@ -123,6 +134,23 @@ def layout(workflow: Workflow, definitions: dict) -> tuple[dict[str, list], list
     return places, frames
 
 
+def pack_of(kind: str) -> dict[str, str]:
+    """Name in the registry, and version."""
+    if kind.startswith("HyperLoRA"):
+        return PACK
+    return next((pack for pack in peers() if kind in pack["nodes"]), CORE)
+
+
+def offered(entry: dict) -> list[dict[str, str]]:
+    """The files of a catalog's item that the editor can offer to download: it knows two hosts, and no .bin and .onnx."""
+    models = []
+    for file in entry["files"]:
+        directory, _, name = file["path"].partition("/")
+        if file["url"] and file["url"].startswith(OFFERED_FROM) and name.endswith(OFFERED_AS):
+            models.append({"name": name, "url": file["url"], "directory": directory})
+    return models
+
+
 def editor_node(number: int, node: Node, definition: dict, place: list) -> dict:
     """One node as the editor saves it, not yet linked: sockets first, then widgets."""
     inputs = declared(definition)
@@ -132,14 +160,12 @@ def editor_node(number: int, node: Node, definition: dict, place: list) -> dict:
         for name, (kind, _) in inputs.items()
         if kind in WIDGETS
     ]
-    pack = PACK if node.kind.startswith("HyperLoRA") else CORE
+    pack = pack_of(node.kind)
     properties = {"cnr_id": pack["name"], "ver": pack["version"], "Node name for S&R": node.kind}
-    files = [file for name in node.models for file in item(name)["files"]]
-    if files:
-        properties["models"] = [
-            {"name": Path(file["path"]).name, "url": file["url"], "directory": Path(file["path"]).parent.as_posix()}
-            for file in files
-        ]
+    values = widget_values(node, definition)
+    models = [model for name in node.models for model in offered(item(name)) if model["name"] in values.values()]
+    if models:
+        properties["models"] = models
     outputs = zip(definition["output_name"], definition["output"], strict=True)
     return {
         "id": number,
@@ -158,6 +184,12 @@ def editor_node(number: int, node: Node, definition: dict, place: list) -> dict:
     }
 
 
+def note_height(text: str) -> int:
+    """About as high as the text is when the editor has drawn it; a longer one gets a scroll bar."""
+    text = re.sub(r"\[(.+?)\]\(.+?\)", r"\1", text)  # links show their first half
+    return PADDING + NOTE_LINE * sum(1 + len(line) // NOTE_LETTERS for line in text.splitlines())
+
+
 def editor_format(name: str, workflow: Workflow, definitions: dict) -> dict:
     ids = {name: number for number, name in enumerate(workflow.nodes, start=1)}
     places, groups = layout(workflow, definitions)
@@ -174,8 +206,8 @@ def editor_format(name: str, workflow: Workflow, definitions: dict) -> dict:
                 links.append([len(links) + 1, start, output, ids[target], slot, kind])
                 nodes[start]["outputs"][output]["links"].append(len(links))
     note = {
-        "id": len(nodes) + 1, "type": "MarkdownNote", "title": "Read me", "pos": [-workflow.note_size[0] - GROUP_GAP, TITLE],
-        "size": list(workflow.note_size), "flags": {}, "order": 0, "mode": 0, "inputs": [], "outputs": [],
+        "id": len(nodes) + 1, "type": "MarkdownNote", "title": "Read me", "pos": [-NOTE_WIDTH - GROUP_GAP, TITLE],
+        "size": [NOTE_WIDTH, note_height(workflow.note)], "flags": {}, "order": 0, "mode": 0, "inputs": [], "outputs": [],
         "properties": {}, "widgets_values": [workflow.note], **BLACK,
     }  # fmt: skip
     return {
@@ -197,9 +229,17 @@ def one_line_each(nodes: dict) -> str:
     return f"{{\n{rows}\n}}\n"
 
 
+@cache
+def peers() -> list[dict]:
+    """Other packs, with the nodes that we use of them."""
+    return json.loads(PEERS.read_text(encoding="utf-8"))
+
+
 def files(definitions: dict) -> dict[str, str]:
     """Path below this folder -> text, from a ComfyUI's /object_info."""
     texts = {}
+    for pack in peers():
+        definitions = definitions | pack["nodes"]
     for name, describe in WORKFLOWS.items():
         workflow = describe()
         texts[f"{name}.json"] = json.dumps(editor_format(name, workflow, definitions), indent=1) + "\n"
@@ -210,8 +250,13 @@ def files(definitions: dict) -> dict[str, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--server", default="http://127.0.0.1:8188", help="a running ComfyUI with this pack")
-    with urllib.request.urlopen(f"{parser.parse_args().server}/object_info", timeout=60) as answer:
-        definitions = json.load(answer)
+    parser.add_argument("--definitions", type=Path, help="a saved /object_info instead")
+    options = parser.parse_args()
+    if options.definitions:
+        definitions = json.loads(options.definitions.read_text(encoding="utf-8"))
+    else:
+        with urllib.request.urlopen(f"{options.server}/object_info", timeout=60) as answer:
+            definitions = json.load(answer)
     for path, text in files(definitions).items():
         (FOLDER / path).write_text(text, encoding="utf-8", newline="\n")
 

@@ -10,6 +10,7 @@ from ..encode import Encoded, EncodeOptions, parse_weights
 from ..face.choice import CHOICES
 from ..locate import DEFAULT
 from ..lora import NAMINGS
+from ..weighting import WEIGHTINGS
 
 
 def add_photo_arguments(parser: ArgumentParser) -> None:
@@ -17,6 +18,12 @@ def add_photo_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("photos", nargs="+", metavar="PHOTO", help="photos of one person")
     parser.add_argument(
         "--photo-weights", default="", metavar="W,W,...", help="share of each photo (default: all alike)"
+    )
+    parser.add_argument(
+        "--weighting",
+        choices=WEIGHTINGS,
+        default=WEIGHTINGS[0],
+        help="which photos count more: the better ones, or those that agree on the person (default: %(default)s)",
     )
     add_reading_arguments(parser)
     add_model_arguments(parser)
@@ -90,6 +97,7 @@ def encode(arguments: Namespace) -> tuple[Encoded, "object"]:
             encode_options(arguments),
             parse_weights(arguments.photo_weights),
             lambda done, total: bar.update(done - bar.n),
+            arguments.weighting,
         )
     print(encoded.report)
     return encoded, encoder.hyper

@@ -98,13 +98,16 @@ class AttributeReader:
 
     def read(self, pictures: Sequence[np.ndarray]) -> list[Looks]:
         """uint8 [h, w, 3] each -> the likeliest value of each attribute; a picture without hat has no hat colour."""
+        best = {name: chances.argmax(1) for name, chances in self.chances(pictures).items()}
+        rows = [{name: ATTRIBUTES[name][of[i]] for name, of in best.items()} for i in range(len(pictures))]
+        return [{k: v for k, v in row.items() if k != "hat_colour" or row["hat"] == "yes"} for row in rows]
+
+    def chances(self, pictures: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        """uint8 [h, w, 3] each -> how likely each value of each attribute is: [n, values], rows summing to 1."""
         if not pictures:
-            return []
+            return {name: np.zeros((0, len(values))) for name, values in ATTRIBUTES.items()}
         (logits,) = self._session.run(None, {"input": network_input(pictures)})  # (n, all values)
         ends = np.cumsum([len(values) for values in ATTRIBUTES.values()])[:-1]
-        best = [part.argmax(1) for part in np.split(logits, ends, axis=1)]
-        rows = [
-            {name: values[i] for (name, values), i in zip(ATTRIBUTES.items(), row, strict=True)}
-            for row in zip(*best, strict=True)
-        ]
-        return [{k: v for k, v in row.items() if k != "hat_colour" or row["hat"] == "yes"} for row in rows]
+        parts = np.split(logits.astype(np.float64), ends, axis=1)
+        powers = [np.exp(part - part.max(1, keepdims=True)) for part in parts]
+        return {name: of / of.sum(1, keepdims=True) for name, of in zip(ATTRIBUTES, powers, strict=True)}

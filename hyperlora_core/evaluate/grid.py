@@ -30,21 +30,50 @@ def scored(picture: np.ndarray, cosine: float | None, rank: int, among: int) -> 
     return Cell(picture, [f"likeness {cosine:.2f}, {place} of {among}"], GOOD if rank == 1 else POOR)
 
 
-def draw_grid(heads: Sequence[str], rows: Sequence[tuple[str, Sequence[Cell]]], tile: int = TILE) -> Image.Image:
-    """Rows of (title, cells) under the columns' `heads`."""
-    lines = max(len(cell.lines) for _, row in rows for cell in row)
-    high = LINE + tile + LINE * lines + 6
-    sheet = Image.new("RGB", (tile * len(heads), LINE + high * len(rows)), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=LINE * 0.7)
-    for x, head in enumerate(heads):
-        pen.text((x * tile + tile / 2, LINE / 2), head, "black", font, anchor="mm")
+def draw_grid(
+    heads: Sequence[str],
+    rows: Sequence[tuple[str, Sequence[Cell | None]]],
+    tile: int | tuple[int, int] = TILE,
+    line: int = LINE,
+) -> Image.Image:
+    """Rows of (title, cells) under the columns' `heads`; None leaves a place empty.
+
+    `tile`: width and height of a picture, or both in one; one of another form gets white edges. `line`: height of a line
+    of text. Pixels.
+    """
+    wide, tall = (tile, tile) if isinstance(tile, int) else tile
+    font = ImageFont.load_default(size=line * 0.7)
+    tops = [_wrapped(head, font, wide - 4) for head in heads]
+    head_high = line * max(map(len, tops))
+    lines = max((len(cell.lines) for _, row in rows for cell in row if cell), default=0)
+    title_high = line if any(title for title, _ in rows) else 0
+    high = title_high + tall + line * lines + 6
+    sheet = Image.new("RGB", (wide * len(heads), head_high + high * len(rows)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for x, words in enumerate(tops):
+        for n, text in enumerate(words):
+            pen.text((x * wide + wide / 2, line * (n + 0.5)), text, "black", font, anchor="mm")
     for y, (title, row) in enumerate(rows):
-        top = LINE + y * high
-        pen.text((2, top + LINE / 2), title, POOR, font, anchor="lm")
+        top = head_high + y * high
+        pen.text((2, top + line / 2), title, POOR, font, anchor="lm")
         for x, cell in enumerate(row):
-            fitted = ImageOps.fit(Image.fromarray(cell.picture), (tile, tile), Image.Resampling.LANCZOS)
-            sheet.paste(fitted, (x * tile, top + LINE))
-            for n, line in enumerate(cell.lines):
-                at = (x * tile + tile / 2, top + LINE + tile + LINE * (n + 0.5))
-                pen.text(at, line, cell.colour, font, anchor="mm")
+            if cell is None:
+                continue
+            fitted = ImageOps.pad(Image.fromarray(cell.picture), (wide, tall), Image.Resampling.LANCZOS, color="white")
+            sheet.paste(fitted, (x * wide, top + title_high))
+            for n, text in enumerate(cell.lines):
+                at = (x * wide + wide / 2, top + title_high + tall + line * (n + 0.5))
+                pen.text(at, text, cell.colour, font, anchor="mm")
     return sheet
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """Lines of words that are at most `width` pixels wide, where a single word isn't wider."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines

@@ -23,7 +23,7 @@ RUN_TIMEOUT = 300
 class ComfyUI:
     """A server with its own base directory, so that nothing of the user's is touched."""
 
-    def __init__(self, host: Path, base: Path, arguments: tuple[str, ...] = ()):
+    def __init__(self, host: Path, base: Path, arguments: tuple[str, ...] = (), python_path: str = ""):
         self.host, self.base = host, base
         for folder in ("models", "custom_nodes", "input", "output", "temp", "user"):
             (base / folder).mkdir(parents=True, exist_ok=True)
@@ -43,7 +43,7 @@ class ComfyUI:
             *arguments,
         ]
         # the pack under test is the checkout, not an installed copy that PYTHONPATH may name
-        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        environment = {**os.environ, "PYTHONPATH": python_path}
         with self.log.open("w") as log:
             self.process = subprocess.Popen(command, cwd=host, stdout=log, stderr=subprocess.STDOUT, env=environment)
         self._wait_until_up()
@@ -154,9 +154,16 @@ class Result:
 
     def picture(self, node: str | None = None) -> np.ndarray:
         """The first picture of a node (or of the only one that has pictures): uint8 [h, w, 3]."""
+        return self.pictures(node)[0]
+
+    def pictures(self, node: str | None = None) -> list[np.ndarray]:
+        """All pictures of a node (or of the only one that has pictures): uint8 [h, w, 3] each."""
         assert self.error is None, self.error
-        found = next(out["images"] for name, out in self.outputs.items() if node in (None, name) and "images" in out)[0]
-        query = f"filename={found['filename']}&subfolder={found['subfolder']}&type={found['type']}"
+        found = next(out["images"] for name, out in self.outputs.items() if node in (None, name) and "images" in out)
+        return [self._fetch(image) for image in found]
+
+    def _fetch(self, image: dict) -> np.ndarray:
+        query = f"filename={image['filename']}&subfolder={image['subfolder']}&type={image['type']}"
         with urllib.request.urlopen(f"{self.server.url}/view?{query}", timeout=60) as answer:
             return np.asarray(Image.open(io.BytesIO(answer.read())).convert("RGB"))
 

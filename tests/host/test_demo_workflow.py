@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from authors_workflows import AUTHORS
 from graphs import demo, nodes_of
 from people import photo_of
 from PIL import Image
@@ -10,6 +11,7 @@ IDS = {
     "HyperLoRALoadModel", "HyperLoRALoadFaceAnalysis", "HyperLoRADetectFaces", "HyperLoRAEncodeIdentity",
     "HyperLoRASaveIdentity", "HyperLoRALoadIdentity", "HyperLoRABlendIdentities", "HyperLoRAGenerateLoRA",
     "HyperLoRAApply", "HyperLoRATriggerPrompt", "HyperLoRAPortrait", "HyperLoRASaveLoRA", "HyperLoRALoadDemo",
+    "HyperLoRASlider", "HyperLoRASimilarity", "HyperLoRACompare", "HyperLoRARegion", *AUTHORS,
 }  # fmt: skip
 
 

@@ -1,0 +1,235 @@
+"""Sliders, blends and a wrong photo among five, measured in pictures of people whom no network has seen.
+
+    python benchmarks/identities.py slider      one attribute after the other, by two photos that differ in it
+    python benchmarks/identities.py blend       from one person to another
+    python benchmarks/identities.py wrong       one wrong person among five photos, weighted equally and by agreement
+
+Writes a table and a sheet of pictures into --out; the exit status is 1 when a claim doesn't hold. With the defaults a few
+hundred pictures of 128 x 128 are painted, some minutes on two CPU cores; --people 4 --steps 8 gives a first look.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from hyperlora_core import Identity, PhotoEncoder, merge_branches, open_encoder
+from hyperlora_core.demo.portraits import HELD_OUT, Scene, render
+from hyperlora_core.demo.portraits import Identity as Drawn
+from hyperlora_core.evaluate.attributes import FLAGS, AttributeReader
+from hyperlora_core.evaluate.grid import Cell, draw_grid
+from hyperlora_core.evaluate.instruments import MeasuringNetwork
+from hyperlora_core.evaluate.paint import Job, Painter
+from hyperlora_core.files import written_aside
+from hyperlora_core.hyperlora import LoRA
+from hyperlora_core.locate import DEMO, demo_folder
+from hyperlora_core.pipeline import load_pipeline
+from hyperlora_core.prompt import with_trigger
+from hyperlora_core.slider import slider_lora
+
+PROMPT = with_trigger("portrait of a person, blue background, green shirt")
+SLIDERS = ("smiling", "glasses", "old")
+AMOUNTS = (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+DONORS = 700  # place among the held-out people from which on the sliders' own photos are drawn
+PLAIN = {"sketch": 0, "hat": 0, "glasses": 0}
+SLACK = 0.01  # by which a mean may step back and still count as monotone: noise of the pictures
+KEPT = 0.8  # share of the likeness that a slider leaves
+SHEET_PEOPLE = 6
+
+
+class Bench(NamedTuple):
+    """What all three need."""
+
+    people: int
+    photos: int  # for each end of a slider
+    batch: int
+    id_weight: float
+    base_weight: float
+    encoder: PhotoEncoder
+    painter: Painter
+    faces: MeasuringNetwork
+    attributes: AttributeReader
+    out: Path
+
+    def lora(self, identity: Identity) -> LoRA:
+        """The person, to be used at weight 1."""
+        hyper = self.encoder.hyper
+        base = hyper.lora(identity.base_coefficients, "base") if hyper.has_base and self.base_weight else None
+        return merge_branches(hyper.lora(identity.coefficients), base, self.id_weight, self.base_weight)
+
+    def paint(self, what: str, loras: Mapping[str, Sequence[LoRA]]) -> dict[str, list[np.ndarray]]:
+        """Column -> a picture of each person: the same noise in all columns."""
+        painted = {}
+        with tqdm(total=sum(map(len, loras.values())), desc=what, unit="picture", disable=None) as bar:
+            for column, of in loras.items():
+                painted[column] = []
+                for start in range(0, len(of), self.batch):
+                    part = of[start : start + self.batch]
+                    jobs = [Job(PROMPT, start + number, lora) for number, lora in enumerate(part)]
+                    painted[column] += self.painter.paint(jobs)
+                    bar.update(len(part))
+        return painted
+
+
+def photo(person: int, kind: int, **changes) -> np.ndarray:
+    """A photo of the held-out person, in a scene that `kind` names: plain, but for `changes`."""
+    scene = Scene.random(np.random.default_rng([person, kind]), **PLAIN)
+    return render(
+        Drawn.from_seed(HELD_OUT[person]), replace(scene, **{"smiling": False, "old": False, **changes})
+    ).image
+
+
+def gallery(bench: Bench, people: Sequence[int]) -> np.ndarray:
+    """Embeddings [n, c] of photos that no identity was read from."""
+    return bench.faces.embed_all([photo(person, 99) for person in people])
+
+
+def rising(values: Sequence[float]) -> bool:
+    return bool((np.diff(values) >= -SLACK).all()) and values[-1] - values[0] > SLACK
+
+
+def slider(bench: Bench) -> tuple[list[str], list[str]]:
+    """Each attribute, by the difference of the LoRAs and, to compare, of the coefficients."""
+    people = range(bench.people)
+    identities = [bench.encoder.encode([photo(person, 0)]).identity for person in people]
+    own, known = [bench.lora(identity) for identity in identities], gallery(bench, people)
+    table = ["| attribute | by | " + " | ".join(f"{a:+.1f}" for a in AMOUNTS) + " |", "|---" * (len(AMOUNTS) + 2) + "|"]
+    broken = []
+    for number, name in enumerate(SLIDERS):
+        donor = DONORS + number
+        ends = [
+            bench.encoder.encode([photo(donor, kind, **{name: on}) for kind in range(bench.photos)]).identity
+            for on in (False, True)
+        ]
+        for way in ("LoRA", "coefficients"):
+            loras = {f"{amount:+.1f}": [] for amount in AMOUNTS}
+            for amount in AMOUNTS:
+                for identity, person in zip(identities, own, strict=True):
+                    if way == "LoRA":
+                        moving = slider_lora(bench.encoder.hyper, *ends, amount)
+                        loras[f"{amount:+.1f}"].append(merge_branches(person, moving, 1.0, 1.0))
+                    else:
+                        step = amount * (ends[1].coefficients - ends[0].coefficients)
+                        moved = replace(identity, coefficients=identity.coefficients + step)
+                        loras[f"{amount:+.1f}"].append(bench.lora(moved))
+            pictures = bench.paint(f"{name}, {way}", loras)
+            shown = [bench.attributes.chances(of)[name][:, FLAGS.index("yes")].mean() for of in pictures.values()]
+            alike = [(bench.faces.embed_all(of) * known).sum(1).mean() for of in pictures.values()]
+            kept = np.array(alike) / alike[AMOUNTS.index(0)]
+            table.append(f"| {name} | {way} | " + " | ".join(f"{v:.2f}" for v in shown) + " |")
+            table.append("| likeness kept | | " + " | ".join(f"{v:.2f}" for v in kept) + " |")
+            save_sheet(bench.out / f"slider_{name}_{way}.png", pictures)
+            if way == "LoRA" and not rising(shown):
+                broken.append(f"{name} doesn't rise with the amount")
+            if way == "LoRA" and kept.min() < KEPT:
+                broken.append(f"{name} leaves {kept.min():.2f} of the likeness")
+    return table, broken
+
+
+def blend(bench: Bench) -> tuple[list[str], list[str]]:
+    """From each person to the next."""
+    people = range(bench.people)
+    identities = [bench.encoder.encode([photo(person, 0)]).identity for person in people]
+    known = gallery(bench, people)
+    loras = {
+        f"{share:.2f}": [
+            bench.lora(Identity.blend([(identity, 1 - share), (identities[(n + 1) % len(identities)], share)]))
+            for n, identity in enumerate(identities)
+        ]
+        for share in SHARES
+    }
+    pictures = bench.paint("blend", loras)
+    embeddings = [bench.faces.embed_all(of) for of in pictures.values()]
+    first = [(of * known).sum(1).mean() for of in embeddings]
+    second = [(of * np.roll(known, -1, axis=0)).sum(1).mean() for of in embeddings]
+    save_sheet(bench.out / "blend.png", pictures)
+    table = [
+        "| likeness to | " + " | ".join(f"{share:.2f}" for share in SHARES) + " |",
+        "|---" * (len(SHARES) + 1) + "|",
+        "| the first | " + " | ".join(f"{v:.3f}" for v in first) + " |",
+        "| the second | " + " | ".join(f"{v:.3f}" for v in second) + " |",
+    ]
+    broken = [] if rising(second) and rising([-v for v in first]) else ["the likeness isn't monotone in the share"]
+    return table, broken
+
+
+def wrong(bench: Bench) -> tuple[list[str], list[str]]:
+    """Four photos of a person and one of the next, against the four alone."""
+    people = range(bench.people)
+    known = gallery(bench, people)
+    loras: dict[str, list[LoRA]] = {"four right": [], "equal": [], "agreement": []}
+    for person in people:
+        right = [photo(person, kind) for kind in range(4)]
+        five = [*right, photo((person + 1) % bench.people, 0)]
+        loras["four right"].append(bench.lora(bench.encoder.encode(right).identity))
+        for weighting in ("equal", "agreement"):
+            encoded = bench.encoder.encode(five, weighting=weighting)
+            loras[weighting].append(bench.lora(encoded.identity))
+    pictures = bench.paint("wrong photo", loras)
+    table, likeness = ["| weighting | likeness | right person found |", "|---|---|---|"], {}
+    for name, of in pictures.items():
+        cosines = bench.faces.embed_all(of) @ known.T
+        likeness[name] = float(np.diag(cosines).mean())
+        found = (cosines.argmax(1) == np.arange(len(cosines))).mean()
+        table.append(f"| {name} | {likeness[name]:.3f} | {found:.2f} |")
+    save_sheet(bench.out / "wrong.png", pictures)
+    spoiled = likeness["agreement"] < likeness["four right"] - SLACK
+    return table, ["the wrong photo still shows, weighted by agreement"] if spoiled else []
+
+
+def save_sheet(path: Path, pictures: Mapping[str, list[np.ndarray]]) -> None:
+    rows = [("", [Cell(picture, []) for picture in row]) for row in list(zip(*pictures.values(), strict=True))]
+    with written_aside(path) as aside:
+        draw_grid(list(pictures), rows[:SHEET_PEOPLE]).save(aside, format="PNG")
+
+
+MEASURES = {"slider": slider, "blend": blend, "wrong": wrong}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("measure", choices=MEASURES)
+    parser.add_argument("--people", type=int, default=12)
+    parser.add_argument(
+        "--photos", type=int, default=1, help="for each end of a slider (default: 1, two photos in all)"
+    )
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--cfg", type=float, default=5.0)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--id-weight", type=float, default=0.8)
+    parser.add_argument("--base-weight", type=float, default=0.0)
+    parser.add_argument("--checkpoint", default=DEMO)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--out", type=Path, default=Path("outputs/identities"))
+    asked = parser.parse_args()
+    encoder = open_encoder(asked.checkpoint, device=asked.device)
+    models = demo_folder()
+    bench = Bench(
+        asked.people,
+        asked.photos,
+        asked.batch,
+        asked.id_weight,
+        asked.base_weight,
+        encoder,
+        Painter(load_pipeline(models, device=asked.device), asked.steps, asked.cfg),
+        MeasuringNetwork(models / "face_measure", encoder.faces),
+        AttributeReader(models / "attribute_measure"),
+        asked.out,
+    )
+    table, broken = MEASURES[asked.measure](bench)
+    text = "\n".join([*table, "", *(f"NOT SO: {sentence}" for sentence in broken)])
+    with written_aside(asked.out / f"{asked.measure}.md") as aside:
+        aside.write_text(text + "\n", encoding="utf-8")
+    print(text)
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

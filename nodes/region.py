@@ -1,0 +1,151 @@
+"""Several people in one picture, each with a LoRA in a place of their own."""
+
+import comfy.hooks
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..hyperlora_core import HyperLoRAError
+from ..hyperlora_core.block_weights import ALIKE, weigh_blocks
+from ..hyperlora_core.hyperlora import LoRA
+from ..hyperlora_core.lora import check_fits
+from ..hyperlora_core.regions import region_mask
+from ..hyperlora_core.schedule import Schedule
+from .apply import block_inputs, model_layers, one_lora, time_inputs, weight_inputs
+from .hooks import hooks_for
+from .types import CATEGORY
+
+Conditioning = list  # of [tokens, settings]
+
+MARK = "hyperlora_region"  # in the settings of what a Region added
+
+
+class HyperLoRARegion(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        weight, base_weight = weight_inputs()
+        return io.Schema(
+            node_id="HyperLoRARegion",
+            display_name="HyperLoRA Region",
+            category=CATEGORY,
+            description="Puts a person into a part of the picture. One after another, for any number of people; the sampler's "
+            "model stays without them.",
+            search_aliases=["regional prompt", "several people", "two people", "couple", "mask", "attention couple"],
+            inputs=[
+                io.Conditioning.Input(
+                    "positive", tooltip="The prompt of the whole picture, or what the Region before this one gives."
+                ),
+                io.Conditioning.Input(
+                    "negative", tooltip="The negative prompt, or what the Region before this one gives."
+                ),
+                io.LoraModel.Input("id_lora", tooltip="The person, from Generate LoRA."),
+                weight,
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="The person's place, white, of any size. Without one the person is everywhere.",
+                ),
+                io.Conditioning.Input(
+                    "person_prompt",
+                    optional=True,
+                    tooltip="What is in this place, with the trigger words in front. Without it: the prompt of the whole picture.",
+                ),
+                io.LoraModel.Input(
+                    "base_lora", optional=True, tooltip="From Generate LoRA, where the checkpoint has a base branch."
+                ),
+                base_weight,
+                *time_inputs(),
+                *block_inputs(),
+            ],
+            outputs=[
+                io.Conditioning.Output("positive", tooltip="For the sampler, or the next Region."),
+                io.Conditioning.Output("negative", tooltip="For the sampler, or the next Region."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        positive: Conditioning,
+        negative: Conditioning,
+        id_lora: LoRA,
+        weight: float,
+        mask=None,
+        person_prompt: Conditioning | None = None,
+        base_lora: LoRA | None = None,
+        base_weight: float = 0.4,
+        start: float = 0.0,
+        end: float = 1.0,
+        blocks: str = ALIKE,
+        block_weights: str = "",
+    ) -> io.NodeOutput:
+        schedule = Schedule(start, end)
+        lora, strength = one_lora(id_lora, weight, base_lora, base_weight)
+        hooks = hooks_for(weigh_blocks(lora, block_weights, blocks), strength, schedule)
+        for hook in hooks.hooks:
+            hook.custom_should_register = MustFit(lora)
+        if mask is not None:
+            mask = region_mask(
+                mask, [entry[1]["mask"] for entry in positive if MARK in entry[1] and "mask" in entry[1]]
+            )
+        return io.NodeOutput(*add_person(positive, negative, person_prompt, mask, hooks))
+
+
+class MustFit:
+    """Core's question whether to use a hook, asked when the model is known: the answer is yes, or what is wrong."""
+
+    def __init__(self, lora: LoRA):
+        self.lora = lora
+
+    def __call__(self, _hook, model, _model_options, _target, _registered) -> bool:
+        check_fits(self.lora, {key: layer.shape for key, layer in model_layers(model).items()})
+        return True
+
+
+def add_person(
+    positive: Conditioning,
+    negative: Conditioning,
+    person_prompt: Conditioning | None,
+    mask: Tensor | None,
+    hooks: comfy.hooks.HookGroup,
+) -> list[Conditioning]:
+    """Both with one more place, in which the person's hooks work; what no place covers keeps the picture's prompt."""
+    (people, picture), (negative_people, negative_picture) = (
+        split(positive, "positive"),
+        split(negative, "negative"),
+    )
+    place = comfy.hooks.set_conds_props(
+        [for_person(person_prompt or picture), for_person(negative_picture)],
+        strength=1.0,
+        set_cond_area="default",
+        mask=mask,
+        hooks=hooks,
+    )
+    return [[*people, *place[0], *rest(picture)], [*negative_people, *place[1], *rest(negative_picture)]]
+
+
+def split(conditioning: Conditioning, name: str) -> tuple[Conditioning, Conditioning]:
+    """What Regions added, and the prompt of the whole picture."""
+    people = [entry for entry in conditioning if MARK in entry[1]]
+    picture = [entry for entry in conditioning if MARK not in entry[1]]
+    if not picture:
+        raise HyperLoRAError(f"{name} has no prompt of the whole picture: wire a CLIP Text Encode to the first Region.")
+    return people, picture
+
+
+def for_person(prompt: Conditioning) -> Conditioning:
+    """The prompt as a person's, without a place of its own yet."""
+    return [
+        [
+            tokens,
+            {key: value for key, value in settings.items() if key not in ("default", "mask", "area")} | {MARK: True},
+        ]
+        for tokens, settings in prompt
+    ]
+
+
+def rest(picture: Conditioning) -> Conditioning:
+    """The picture's prompt as core's default for what no mask covers; what has a place of its own keeps it."""
+    return [
+        [tokens, settings if "mask" in settings or "area" in settings else settings | {"default": True}]
+        for tokens, settings in picture
+    ]

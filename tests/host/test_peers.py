@@ -1,0 +1,87 @@
+"""Workflows in a ComfyUI that has the other packs: accepted when the files are there; the packs' nodes as we know them.
+
+PEERS_PATH names a folder with the packs (a custom_nodes folder will do); without it, the hosts' own are looked through.
+PEERS_PYTHONPATH adds a folder with what those packs import.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import peer_nodes
+import pytest
+from comfyui import ComfyUI
+from find import find_hosts
+from people import photo_of
+from places import ROOT
+
+from hyperlora_core.catalog import load_catalog
+
+FOLDER = ROOT / "workflows" / "api"
+PACKS = json.loads(peer_nodes.FIXTURE.read_text(encoding="utf-8"))
+
+
+def installed() -> dict[str, Path]:
+    """Folder name -> pack, of those in the fixture that are on this machine."""
+    named = os.environ.get("PEERS_PATH")
+    places = [Path(named)] if named else [host / "custom_nodes" for host in find_hosts()]
+    found = {}
+    for pack in PACKS:
+        for place in places:
+            if (place / pack["folder"] / "__init__.py").is_file():
+                found.setdefault(pack["folder"], place / pack["folder"])
+    return found
+
+
+@pytest.fixture(scope="module")
+def packs():
+    found = installed()
+    if not find_hosts() or not found:
+        pytest.skip("NO OTHER PACKS FOUND: the comparison workflows are not tested with them. Set PEERS_PATH")
+    return found
+
+
+@pytest.fixture(scope="module")
+def server(packs, tmp_path_factory):
+    base = tmp_path_factory.mktemp("with_peers")
+    (base / "custom_nodes").mkdir()
+    for name, place in packs.items():
+        (base / "custom_nodes" / name).symlink_to(place)
+    for item in load_catalog().values():
+        for file in item.files:
+            for name, _ in file.members or (("", None),):
+                path = base / "models" / file.path / name  # empty: enough to be chosen
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
+    comfyui = ComfyUI(find_hosts()[0], base, python_path=os.environ.get("PEERS_PYTHONPATH", ""))
+    yield comfyui
+    comfyui.stop()
+
+
+@pytest.mark.parametrize("folder", [pack["folder"] for pack in PACKS])
+def test_their_nodes_are_as_we_know_them(server, packs, folder):
+    if folder not in packs:
+        pytest.skip(f"{folder} isn't installed here")
+    known = next(pack for pack in PACKS if pack["folder"] == folder)
+    seen = peer_nodes.pack(server.get("/object_info"), packs[folder])
+    for kind, definition in known["nodes"].items():
+        assert seen["nodes"][kind] == definition, (
+            f"{kind} of {folder} {seen['version']} isn't as in {known['version']}: look at what changed, then write the "
+            "fixture again with tests/peer_nodes.py and the workflows with workflows/build.py"
+        )
+    assert {key: seen[key] for key in ("name", "repository")} == {key: known[key] for key in ("name", "repository")}
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.json")))
+def test_accepted(server, packs, name):
+    workflow = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    kinds = {node["class_type"] for node in workflow.values()}
+    missing = [pack["folder"] for pack in PACKS if kinds & pack["nodes"].keys() and pack["folder"] not in packs]
+    if missing:
+        pytest.skip(f"{', '.join(missing)} isn't installed here")
+    photo = server.upload(photo_of(0), "template.png")
+    for node in workflow.values():
+        if node["class_type"] == "LoadImage":
+            node["inputs"]["image"] = photo
+    # refused with every problem of every node otherwise
+    assert server.post("/prompt", {"prompt": workflow})["node_errors"] == {}

@@ -1,0 +1,189 @@
+"""Several people in one picture: side by side, together with schedules, block weights and other LoRAs, and bad input."""
+
+import numpy as np
+import pytest
+import torch
+from bad_inputs import assert_sentence
+from crowds import SIDE, column, crowd, ids
+from graphs import demo
+from people import photo_of
+from PIL import Image
+from places import FIXTURES
+
+from hyperlora_core import Identity, load_hyperlora
+
+PROMPTS = ["portrait of a person, red shirt", "portrait of a person with glasses, blue shirt"]
+
+
+@pytest.fixture(scope="session")
+def two(server):
+    """Two people's photos."""
+    return [server.upload(photo_of(number), f"region_{number}.png") for number in (0, 1)]
+
+
+@pytest.fixture(scope="session")
+def halves(server):
+    """The left and the right half; the right one in another size."""
+    left, right = column(0, 2), column(1, 2).resize((640, 480))
+    return [server.upload(mask.convert("RGB"), f"half_{side}.png") for side, mask in enumerate((left, right))]
+
+
+def difference(one: np.ndarray, other: np.ndarray) -> float:
+    return np.abs(one.astype(int) - other).mean()
+
+
+def without_people(graph: dict) -> dict:
+    plain = {name: dict(node, inputs=dict(node["inputs"])) for name, node in graph.items()}
+    plain["12"]["inputs"] |= {"positive": ["9", 0], "negative": ["10", 0]}
+    return plain
+
+
+def test_two_people_side_by_side(server, two, halves):
+    graph = crowd(two, halves, PROMPTS)
+    plain = server.run(without_people(graph)).picture()
+    picture = server.run(graph).picture()
+    assert picture.shape == (SIDE, 2 * SIDE, 3)
+    assert difference(picture[:, :SIDE], plain[:, :SIDE]) > 1
+    assert difference(picture[:, SIDE:], plain[:, SIDE:]) > 1
+    swapped = server.run(crowd(two, halves[::-1], PROMPTS)).picture()
+    assert difference(swapped, picture) > 1
+    assert np.array_equal(server.run(graph | {"12": another_run(graph)}).picture(), picture)
+    assert np.array_equal(
+        server.run(without_people(graph) | {"12": another_run(without_people(graph))}).picture(), plain
+    )
+
+
+def another_run(graph: dict) -> dict:
+    """The same sampler, but not out of the host's cache."""
+    graph["12"]["inputs"]["denoise"] = 1.0 - 1e-9
+    return graph["12"]
+
+
+def test_a_person_on_the_left_leaves_the_right(server, two, halves):
+    graph = crowd(two[:1], halves[:1], PROMPTS[:1], width=2 * SIDE)
+    picture, plain = server.run(graph).picture(), server.run(without_people(graph)).picture()
+    # through the layers' width a little of the person reaches the other side
+    assert difference(picture[:, :SIDE], plain[:, :SIDE]) > 2 * difference(picture[:, SIDE:], plain[:, SIDE:])
+
+
+def test_everywhere_equals_apply(server, two):
+    graph = crowd(two[:1], None, PROMPTS[:1])
+    del graph[ids(0)["region"]]["inputs"]["person_prompt"]
+    region = server.run(graph).picture()
+    graph["7"] = demo("")["7"]
+    generate = ids(0)["generate"]
+    graph["7"]["inputs"] |= {"id_lora": [generate, 0], "base_lora": [generate, 1], "weight": 0.8, "base_weight": 0.0}
+    graph["12"]["inputs"] |= {"model": ["7", 0], "positive": ["9", 0], "negative": ["10", 0]}
+    applied = server.run(graph).picture()
+    assert difference(region, applied) < 0.5
+
+
+def test_three_people_in_a_batch(server, two):
+    photos = [*two, server.upload(photo_of(2), "region_2.png")]
+    masks = [server.upload(column(number, 3).convert("RGB"), f"third_{number}.png") for number in range(3)]
+    pictures = server.run(crowd(photos, masks, [PROMPTS[0]] * 3, batch=2)).pictures()
+    assert [picture.shape for picture in pictures] == [(SIDE, 3 * SIDE, 3)] * 2
+    assert difference(*pictures) > 1
+
+
+def test_two_chains_combined_by_core(server, two, halves):
+    """Each person on a prompt of their own, joined by core's node instead of one after another."""
+    graph = crowd(two, halves, PROMPTS)
+    second = graph[ids(1)["region"]]["inputs"]
+    second |= {"positive": ["9", 0], "negative": ["10", 0]}
+    for number, side in enumerate(("positive", "negative")):
+        graph[str(200 + number)] = {
+            "class_type": "ConditioningCombine",
+            "inputs": {
+                "conditioning_1": [ids(0)["region"], number],
+                "conditioning_2": [ids(1)["region"], number],
+            },
+        }
+        graph["12"]["inputs"][side] = [str(200 + number), 0]
+    assert difference(server.run(graph).picture(), server.run(crowd(two, halves, PROMPTS)).picture()) < 0.5
+
+
+def test_everything_in_one_graph(server, two, halves):
+    """Regions with times and block weights; on the model a LoRA merged for a while and one beside it for a while."""
+    regions = [
+        {"start": 0.2, "blocks": "soft", "base_weight": 0.4},
+        {"end": 0.9, "block_weights": "up 0.5, up_blocks.0 = 0.8"},
+    ]
+    graph = crowd(two, halves, PROMPTS, regions, batch=2)
+    direction = [ids(0)["generate"], 0]
+    merged = {"model": ["1", 0], "id_lora": direction, "weight": -0.3, "start": 0.1, "end": 0.7}
+    graph["300"] = {"class_type": "HyperLoRAApply", "inputs": merged}
+    beside = {
+        "model": ["300", 0],
+        "id_lora": direction,
+        "weight": 0.3,
+        "mode": "bypass",
+        "start": 0.5,
+        "blocks": "face only",
+    }
+    graph["301"] = {"class_type": "HyperLoRAApply", "inputs": beside}
+    graph["12"]["inputs"]["model"] = ["301", 0]
+    everything = server.run(graph).pictures()
+    assert len(everything) == 2
+    for node, name, value in (
+        ("300", "start", 0.4),
+        ("301", "weight", 0.6),
+        ("301", "blocks", "all alike"),
+        (ids(0)["region"], "start", 0.5),
+        (ids(1)["region"], "block_weights", ""),
+    ):
+        before = graph[node]["inputs"][name]
+        graph[node]["inputs"][name] = value
+        assert not np.array_equal(server.run(graph).picture(), everything[0]), f"{name} of {node} does nothing"
+        graph[node]["inputs"][name] = before
+    graph["12"] = another_run(graph)
+    again = server.run(graph).pictures()
+    assert all(np.array_equal(one, other) for one, other in zip(again, everything, strict=True))
+
+
+def fails(server, graph: dict, *words: str) -> None:
+    result = server.run(graph)
+    assert result.error, "the workflow ran"
+    assert_sentence(result.error, words)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"start": 0.5, "end": 0.5}, ("from 0.5 to 0.5", "before the end")),
+        ({"block_weights": "dwon 1"}, ("'dwon'", "down 1, middle 1")),
+        ({"block_weights": "down_blocks.0 1"}, ("no layers in down_blocks.0",)),
+        ({"block_weights": "up nan"}, ("'up nan'", "no number")),
+    ],
+)
+def test_bad_values(server, two, halves, more, words):
+    fails(server, crowd(two[:1], halves[:1], PROMPTS[:1], [more], width=2 * SIDE), *words)
+    graph = demo(two[0])
+    graph["7"]["inputs"] |= more
+    fails(server, graph, *words)
+
+
+def test_bad_masks(server, two, halves):
+    empty = server.upload(Image.new("RGB", (64, 64)), "empty_mask.png")
+    fails(server, crowd(two, [halves[0], empty], PROMPTS), "covers 0.00%", "paint the place white")
+    fails(server, crowd(two, [halves[0], halves[0]], PROMPTS), "100% on another person's", "Blend Identities")
+
+
+def test_a_person_for_another_model(server, two, halves):
+    """Seen by the sampler, which is the first to know the model; core would paint on without the person."""
+    hyper = load_hyperlora(FIXTURES / "with_base")
+    shape = 8 * len(hyper.module_names), hyper.basis.size
+    coefficients = torch.nn.functional.normalize(torch.randn(shape, generator=torch.Generator().manual_seed(0)), dim=-1)
+    folder = server.base / "models" / "hyper_lora_identities"
+    Identity(coefficients, None, hyper.fingerprint, hyper.name).save(folder / "stranger.safetensors")
+    graph = crowd(two, halves, PROMPTS)
+    graph["400"] = {
+        "class_type": "HyperLoRALoadModel",
+        "inputs": {"checkpoint": "small_elsewhere", "precision": "auto"},
+    }
+    graph["401"] = {"class_type": "HyperLoRALoadIdentity", "inputs": {"identity": "stranger.safetensors"}}
+    graph[ids(1)["generate"]]["inputs"] = {"hyperlora": ["400", 0], "identity": ["401", 0]}
+    del graph[ids(1)["region"]]["inputs"]["base_lora"]
+    fails(server, graph, "doesn't fit this model", "needs an SDXL checkpoint")
+    plain = without_people(graph)
+    assert server.run(plain).error is None, "the failed run left something behind"

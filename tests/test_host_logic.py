@@ -1,0 +1,160 @@
+"""What regions, hooks and timed bypass do with the host's objects, on stand-ins for these."""
+
+import importlib
+import importlib.util
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from bad_inputs import assert_sentence
+from places import ROOT
+from test_bypass import PATHS, Net, lora, merged
+from test_words import HostModules
+
+PACK = "pack_on_stand_ins"
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    """The modules that know the host, loaded without it."""
+    finder, before = HostModules(), set(sys.modules)
+    sys.meta_path.insert(0, finder)
+    try:
+        spec = importlib.util.spec_from_file_location(
+            PACK, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+        )
+        sys.modules[PACK] = importlib.util.module_from_spec(spec)
+        names = ("bypass", "hooks", "region")
+        return SimpleNamespace(**{name: importlib.import_module(f"{PACK}.nodes.{name}") for name in names})
+    finally:
+        sys.meta_path.remove(finder)
+        for name in set(sys.modules) - before:
+            if name.partition(".")[0] in (PACK, *HostModules.ROOTS):
+                del sys.modules[name]
+
+
+@pytest.fixture
+def region(nodes, monkeypatch):
+    def set_conds_props(conds, strength, set_cond_area, mask, hooks):
+        place = {"hooks": hooks} | ({} if mask is None else {"mask": mask})
+        return [[[tokens, settings | place] for tokens, settings in cond] for cond in conds]
+
+    monkeypatch.setattr(nodes.region.comfy.hooks, "set_conds_props", set_conds_props, raising=False)
+    return nodes.region
+
+
+PICTURE, BAD, ANNA = (
+    [["a park", {"pooled": 1, "control": "pose"}]],
+    [["blurry", {"pooled": 2}]],
+    [["Anna", {"pooled": 3}]],
+)
+
+
+def test_a_person_and_the_rest(region):
+    positive, negative = region.add_person(PICTURE, BAD, ANNA, "left", "hooks")
+    mark = {region.MARK: True, "mask": "left", "hooks": "hooks"}
+    assert positive == [["Anna", {"pooled": 3} | mark], ["a park", PICTURE[0][1] | {"default": True}]]
+    assert negative == [["blurry", {"pooled": 2} | mark], ["blurry", {"pooled": 2, "default": True}]]
+    assert "default" not in PICTURE[0][1] and "mask" not in ANNA[0][1], "what came in was changed"
+
+
+def test_one_after_another(region):
+    first = region.add_person(PICTURE, BAD, ANNA, "left", "hooks of Anna")
+    positive, negative = region.add_person(*first, None, "right", "hooks of Ben")
+    assert [tokens for tokens, _ in positive] == ["Anna", "a park", "a park"]
+    assert [settings.get("mask") for _, settings in positive] == ["left", "right", None]
+    assert [settings.get("hooks") for _, settings in negative] == ["hooks of Anna", "hooks of Ben", None]
+    assert [settings.get("default") for _, settings in positive] == [None, None, True]
+    assert positive[1][1]["control"] == "pose"
+    assert positive[0] is first[0][0]
+
+
+def test_prompts_with_places_of_their_own_keep_them(region):
+    drawn = [["a dog", {"mask": "below"}], *PICTURE]
+    positive, _ = region.add_person(drawn, BAD, None, None, "hooks")
+    people, rest = positive[:2], positive[2:]
+    assert all("mask" not in settings and settings["hooks"] == "hooks" for _, settings in people)
+    assert rest == [["a dog", {"mask": "below"}], ["a park", PICTURE[0][1] | {"default": True}]]
+
+
+@pytest.mark.parametrize(("positive", "negative", "name"), [([], BAD, "positive"), (PICTURE, [], "negative")])
+def test_no_prompt_of_the_whole_picture(region, positive, negative, name):
+    with pytest.raises(region.HyperLoRAError) as error:
+        region.add_person(positive, negative, ANNA, None, "hooks")
+    assert_sentence(str(error.value), [f"{name} has no prompt", "CLIP Text Encode"])
+
+
+def test_the_sampler_learns_that_a_lora_does_not_fit(region, monkeypatch):
+    shapes = {key: SimpleNamespace(shape=(16, 16)) for key in PATHS}
+    monkeypatch.setattr(region, "model_layers", lambda model: shapes)
+    must_fit = region.MustFit(lora(1))
+    assert must_fit(None, "model", {}, {}, None) is True
+    del shapes["lora_unet_a"]
+    with pytest.raises(region.HyperLoRAError) as error:
+        must_fit(None, "model", {}, {}, None)
+    assert_sentence(str(error.value), ["doesn't fit this model", "lora_unet_a"])
+
+
+class Hooks:
+    """Stands for core's HookGroup."""
+
+    def __init__(self, *names, keyframes="used"):
+        self.hooks = [SimpleNamespace(name=name, hook_keyframe=keyframes) for name in names]
+
+    def clone(self):
+        return Hooks(*(hook.name for hook in self.hooks))
+
+    def set_keyframes_on_hooks(self, keyframes):
+        for hook in self.hooks:
+            hook.hook_keyframe = f"fresh copy of {keyframes}"
+
+    def clone_and_combine(self, other):
+        return Hooks(*(hook.name for hook in (*self.hooks, *other.hooks)))
+
+
+def test_hooks_on_every_conditioning(nodes):
+    anna, ours = Hooks("anna"), Hooks("ours")
+    conds = {"positive": [{"hooks": anna}, {}], "negative": [{"hooks": anna}, {"hooks": None}]}
+
+    class Executor:
+        class_obj = SimpleNamespace(conds=conds)
+
+        def __call__(self, *args, **kwargs):
+            return args, kwargs
+
+    assert nodes.hooks.HooksOnEverything(ours)(Executor(), 1, x=2) == ((1,), {"x": 2})
+    (with_anna, alone), (same, also_alone) = (
+        [cond["hooks"] for cond in conds[side]] for side in ("positive", "negative")
+    )
+    assert with_anna is same and alone is also_alone, "conditionings of one batch were torn apart"
+    assert [hook.name for hook in with_anna.hooks] == ["anna", "ours"]
+    assert [hook.hook_keyframe for hook in alone.hooks] == ["fresh copy of used"]
+    assert [hook.name for hook in anna.hooks] == ["anna"] and ours.hooks[0].hook_keyframe == "used"
+
+
+def test_bypassed_for_a_while(nodes):
+    """Two LoRAs, one of them for a part of sampling: also after the host took them off and put them back within a step."""
+    bypass = nodes.bypass
+    net, x = Net(), torch.randn(2, 16, generator=torch.Generator().manual_seed(0))
+    net.model_sampling = SimpleNamespace(percent_to_sigma=lambda share: 10 * (1 - share))
+    schedules = bypass.Schedule(), bypass.Schedule(0.3, 0.75)
+    timed = [bypass.TimedLoRA(bypass.BypassLoRA(lora(seed), PATHS), when) for seed, when in enumerate(schedules)]
+    injection, patcher = bypass.BypassInjection(timed), SimpleNamespace(model=net)
+    both, first = merged(Net(), lora(0), lora(1))(x), merged(Net(), lora(0))(x)
+
+    def paints(wanted) -> bool:
+        return torch.allclose(net(x), wanted, atol=1e-5)
+
+    injection.attach(patcher)
+    for _run in range(2):
+        for sigma, wanted in ((10.0, first), (7.0, both), (3.0, both), (2.5, first), (0.1, first)):
+            injection.step(patcher, torch.tensor([sigma, sigma]), {})
+            assert paints(wanted), sigma
+            injection.eject(patcher)
+            injection.attach(patcher)
+            assert paints(wanted), f"{sigma}, put back"
+        injection.release(patcher)
+        assert paints(both), "a run's last step decides over the next one"
+    injection.eject(patcher)
+    assert paints(Net()(x))
