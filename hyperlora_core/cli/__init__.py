@@ -8,6 +8,7 @@ from collections.abc import Sequence
 COMMANDS = {
     "demo": "photos in, LoRA and portrait out, on the shipped models",
     "generate": "write a person's LoRA from photos",
+    "queue": "run a workflow for every person, prompt and seed on ComfyUI servers",
     "portrait": "paint a person from photos, without ComfyUI",
     "download": "fetch weights into a ComfyUI models folder",
     "prepare": "search, judge, cut and caption photos of people for training",

@@ -33,8 +33,8 @@ class ComfyUI:
             port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
         self.log = base / "server.log"
-        command = [sys.executable, "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(port)]
-        command += [
+        self.command = [sys.executable, "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(port)]
+        self.command += [
             "--base-directory",
             str(base),
             "--database-url",
@@ -42,10 +42,16 @@ class ComfyUI:
             "--disable-auto-launch",
             *arguments,
         ]
+        self.start()
+
+    def start(self) -> None:
+        """Also after `stop`, at the same address."""
         # the pack under test is the checkout, not an installed copy that PYTHONPATH may name
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(command, cwd=host, stdout=log, stderr=subprocess.STDOUT, env=environment)
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen(
+                self.command, cwd=self.host, stdout=log, stderr=subprocess.STDOUT, env=environment
+            )
         self._wait_until_up()
 
     def _wait_until_up(self) -> None:
