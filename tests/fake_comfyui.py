@@ -37,6 +37,7 @@ class FakeComfyUI:
         self.fail: Callable[[dict, int], Exception | None] = lambda prompt, time: None
         self.refuse: Callable[[dict], str | None] = lambda prompt: None
         self.ignore: Callable[[dict], dict] = lambda prompt: {}  # node_errors of a prompt that is accepted
+        self.hesitate = 0.0  # s before a websocket opens
         self.ran: Counter[str] = Counter()  # content -> times, cached runs not counted
         self.order: list[dict] = []  # prompts that ran
         self.uploads: list[str] = []  # names
@@ -113,6 +114,7 @@ class FakeComfyUI:
                     await socket.send_json({"type": kind, "data": data})
 
     async def ws(self, request: web.Request) -> web.WebSocketResponse:
+        await asyncio.sleep(self.hesitate)
         socket = web.WebSocketResponse()
         await socket.prepare(request)
         self.connections.add(request.transport)

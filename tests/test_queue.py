@@ -153,6 +153,7 @@ def test_a_lost_journal(server, command, tmp_path):
     assert main(command(server, out="other")) == 0
     check(tmp_path / "other")
     ran_once(server, jobs=8)
+    assert server.call(lambda: server.number) == 8  # nothing was sent again
 
 
 def test_a_photo_of_this_name_on_the_server_is_left_alone(server, command, tmp_path):
@@ -349,6 +350,35 @@ def test_killed_twice(server, command, tmp_path):
     ran_once(server, jobs=16)
 
 
+def test_killed_and_the_journal_lost(server, command, tmp_path):
+    """What waits and runs on the server is known again by its content."""
+    server.seconds = 0.5
+    with started(command(server)) as process:
+        wait_for(lambda: (tmp_path / "out" / names()[0]).exists() and len(server.ids()) == 3)
+        process.kill()
+    (tmp_path / "out" / "journal.jsonl").unlink()
+    assert main(command(server)) == 0
+    check(tmp_path / "out")
+    ran_once(server, jobs=8)
+    assert server.call(lambda: server.number) == 8
+
+
+def test_killed_with_several_servers(server, command, tmp_path):
+    """What is on one server isn't given to the other, whichever answers first."""
+    other = FakeComfyUI(tmp_path / "other", seconds=1)
+    server.seconds = 0.1
+    with started(command(server, other)) as process:
+        wait_for(lambda: len(list((tmp_path / "out").glob("*.png"))) >= 5)
+        process.kill()
+    assert other.ids() and not server.ids()
+    other.hesitate = 0.5
+    assert main(command(server, other)) == 0
+    assert sum(fake.call(lambda fake=fake: fake.number) for fake in (server, other)) == 8
+    other.kill()
+    check(tmp_path / "out")
+    ran_once(server, other, jobs=8)
+
+
 def post(server: FakeComfyUI, seed: int) -> str:
     """Somebody else's job."""
     workflow = {node: spec for node, spec in WORKFLOW.items() if node != "4"}
@@ -370,8 +400,8 @@ def test_stopped(server, command, tmp_path, number):
         said, _ = process.communicate(timeout=30)
     assert process.returncode == 130, said
     assert "nothing is left in the queue" in said and "Traceback" not in said
-    wait_for(lambda: all(id in others for id in server.ids()))
-    assert not set(server.interrupted) & set(others)
+    assert server.call(lambda: [item[1] for item in server.queue if item[1] not in others]) == []
+    assert len(server.interrupted) == 1 and server.interrupted[0] not in (None, *others)
     wait_for(lambda: not server.ids())
     assert all(server.call(lambda id=id: server.history[id]["status"]["completed"]) for id in others)
     server.seconds = 0
