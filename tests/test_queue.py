@@ -156,6 +156,20 @@ def test_a_lost_journal(server, command, tmp_path):
     assert server.call(lambda: server.number) == 8  # nothing was sent again
 
 
+def test_pictures_deleted_on_the_server_and_here(server, command, tmp_path, capsys):
+    """The server's cache still answers with their names, until it is restarted."""
+    assert main(command(server, seeds="1")) == 0
+    for folder in (tmp_path / "out", server.folder / "output"):
+        for path in folder.glob("*.png"):
+            path.unlink()
+    assert main(command(server, seeds="1")) == 1
+    assert "the file is gone there (HTTP 404): restart the server" in capsys.readouterr().out
+    server.kill()
+    server.start()
+    assert main(command(server, seeds="1")) == 0
+    check(tmp_path / "out", seeds=1)
+
+
 def test_a_photo_of_this_name_on_the_server_is_left_alone(server, command, tmp_path):
     digest = hashlib.sha256(b"photo of anna").hexdigest()[:32]
     there = server.folder / "input" / "hyperlora_queue" / f"{digest}.png"

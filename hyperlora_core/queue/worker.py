@@ -205,7 +205,11 @@ class Worker:
         try:
             files = await self._download(job, outcome.files)
         except GoneError as error:
-            self._fail(job, f"The server no longer has its picture ({error}).")
+            self._fail(
+                job,
+                f"The server remembers making its picture, but the file is gone there ({error}): "
+                "restart the server, so that it makes it again.",
+            )
             return
         self._finish(job, files, outcome)
 
