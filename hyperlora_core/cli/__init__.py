@@ -9,6 +9,7 @@ COMMANDS = {
     "demo": "photos in, LoRA and portrait out, on the shipped models",
     "generate": "write a person's LoRA from photos",
     "batch": "write identities and LoRAs of many people, a folder of photos each",
+    "queue": "run a workflow for every person, prompt and seed on ComfyUI servers",
     "portrait": "paint a person from photos, without ComfyUI",
     "download": "fetch weights into a ComfyUI models folder",
     "prepare": "search, judge, cut and caption photos of people for training",

@@ -24,7 +24,7 @@ class ComfyUI:
     """A server with its own base directory, so that nothing of the user's is touched."""
 
     def __init__(self, host: Path, base: Path, arguments: tuple[str, ...] = (), python_path: str = ""):
-        self.host, self.base = host, base
+        self.host, self.base, self.python_path = host, base, python_path
         for folder in ("models", "custom_nodes", "input", "output", "temp", "user"):
             (base / folder).mkdir(parents=True, exist_ok=True)
         (base / "custom_nodes" / "hyperlora-zero-shot").symlink_to(PACK)
@@ -33,8 +33,8 @@ class ComfyUI:
             port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
         self.log = base / "server.log"
-        command = [sys.executable, "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(port)]
-        command += [
+        self.command = [sys.executable, "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(port)]
+        self.command += [
             "--base-directory",
             str(base),
             "--database-url",
@@ -42,10 +42,16 @@ class ComfyUI:
             "--disable-auto-launch",
             *arguments,
         ]
+        self.start()
+
+    def start(self) -> None:
+        """Also after `stop`, at the same address."""
         # the pack under test is the checkout, not an installed copy that PYTHONPATH may name
-        environment = {**os.environ, "PYTHONPATH": python_path}
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(command, cwd=host, stdout=log, stderr=subprocess.STDOUT, env=environment)
+        environment = {**os.environ, "PYTHONPATH": self.python_path}
+        with self.log.open("a") as log:
+            self.process = subprocess.Popen(
+                self.command, cwd=self.host, stdout=log, stderr=subprocess.STDOUT, env=environment
+            )
         self._wait_until_up()
 
     def _wait_until_up(self) -> None:
