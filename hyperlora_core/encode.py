@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from .errors import HyperLoRAError, cli
-from .face.analyzer import FaceAnalyzer
+from .face.analyzer import Face, FaceAnalyzer
 from .face.prepare import base_picture, identity_picture
 from .hyperlora import HyperLoRA, photo_shares
 from .identity import Identity
@@ -30,6 +30,14 @@ class EncodeOptions:
     grayscale: bool = False  # the ID picture without colour: less of the photo's light in the result
     crop_scale: tuple[float, float, float, float] = (1, 1, 1, 1)  # of the base picture: left, right, top, bottom
     clip_to_photo: bool = True  # of the base picture: no black borders
+
+    def identity_picture(self, photo: np.ndarray, face: Face) -> np.ndarray:
+        """What the ID branch's CLIP tokens are of."""
+        return identity_picture(photo, face.landmarks, self.remove_background, self.grayscale)
+
+    def base_picture(self, photo: np.ndarray, face: Face) -> np.ndarray:
+        """What the base branch's CLIP tokens are of."""
+        return base_picture(photo, face.landmarks, self.crop_scale, self.clip_to_photo)
 
 
 @dataclass(frozen=True)
@@ -86,9 +94,9 @@ class PhotoEncoder:
             photo = read_photo(source, None if isinstance(source, str | Path) else name)
             detections = self.faces.detect(photo)
             face = self.faces.describe(photo, self.faces.choose(photo, detections, options.which, name))
-            crops.append(identity_picture(photo, face.landmarks, options.remove_background, options.grayscale))
+            crops.append(options.identity_picture(photo, face))
             if self.hyper.has_base:
-                base_crops.append(base_picture(photo, face.landmarks, options.crop_scale, options.clip_to_photo))
+                base_crops.append(options.base_picture(photo, face))
             embeds.append(torch.from_numpy(face.embedding))
             if weighting == QUALITY:
                 qualities.append(quality(photo, face))

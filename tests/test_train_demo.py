@@ -259,7 +259,7 @@ def test_captions_tell_what_is_seen():
 
 
 def test_the_noise_schedule_is_sdxls():
-    from hyperlora_core.train.demo_unet import Schedule
+    from hyperlora_core.train.diffusion import Schedule
 
     schedule, latents, noise = Schedule(), torch.full((2, 4, 2, 2), 10.0), torch.ones(2, 4, 2, 2)
     noisy = schedule.noisy(latents, noise, torch.tensor([0, 999]))
@@ -273,7 +273,7 @@ def test_the_noise_schedule_is_sdxls():
 
 
 def test_steps_are_drawn_alike_or_about_a_middle():
-    from hyperlora_core.train.demo_unet import Schedule
+    from hyperlora_core.train.diffusion import Schedule
 
     schedule, rng = Schedule(), np.random.default_rng(0)
     alike, late, early = (schedule.draw(rng, 4000, logits) for logits in ((), (1.0, 1.0), (-1.0, 1.0)))

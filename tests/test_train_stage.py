@@ -10,11 +10,12 @@ from hyperlora_core import HyperLoRAError, load_hyperlora
 from hyperlora_core.demo import sdxl
 from hyperlora_core.demo.hyperlora import HyperLoRASize
 from hyperlora_core.encode import RECOGNITION
+from hyperlora_core.fingerprint import fingerprint
 from hyperlora_core.inject import Injection, LowRank
 from hyperlora_core.locate import DEMO_CLIP, demo_folder
 from hyperlora_core.prompt import TRIGGER
 from hyperlora_core.train import config, data, loop, stage
-from hyperlora_core.train.features import fingerprint, memory_mapped
+from hyperlora_core.train.features import memory_mapped
 from hyperlora_core.train.network import group_of
 from hyperlora_core.train.sources import Sources
 

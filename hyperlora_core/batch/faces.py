@@ -9,7 +9,6 @@ import numpy as np
 from ..encode import EncodeOptions
 from ..errors import HyperLoRAError
 from ..face.analyzer import FaceAnalyzer
-from ..face.prepare import base_picture, identity_picture
 from ..packages import require
 from ..photo import read_photo
 from ..vision import clip_crop
@@ -47,11 +46,9 @@ class FaceReader:
             face = self.faces.face(photo, options.which, path)
             identity = base = None
             if self.wanted.identity:
-                identity = identity_picture(photo, face.landmarks, options.remove_background, options.grayscale)
-                identity = clip_crop(identity, self.wanted.size)
+                identity = clip_crop(options.identity_picture(photo, face), self.wanted.size)
             if self.wanted.base:
-                base = base_picture(photo, face.landmarks, options.crop_scale, options.clip_to_photo)
-                base = clip_crop(base, self.wanted.size)
+                base = clip_crop(options.base_picture(photo, face), self.wanted.size)
         except HyperLoRAError as error:
             sentence = str(error)
             return sentence if path in sentence else f"{path}: {sentence}"

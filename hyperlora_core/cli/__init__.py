@@ -20,7 +20,10 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0 done, 1 in part, 2 bad input or usage, 130 stopped by Ctrl-C."""
+    """Run a command; returns the exit status: 0 done, 1 in part, 2 bad input or usage, 130 stopped by Ctrl-C.
+
+    A command's module has `add_arguments`, `run`, and, where there is more to say when it is stopped, `STOPPED`.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(prog="hyperlora", description="A LoRA of a person for SDXL, from a few photos.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -30,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name == asked:
             module = importlib.import_module(f".{name}", __name__)
             module.add_arguments(command)
-            command.set_defaults(run=module.run)
+            command.set_defaults(run=module.run, stopped=getattr(module, "STOPPED", "Stopped."))
     arguments = parser.parse_args(argv)
     from ..errors import HyperLoRAError
 
@@ -40,5 +43,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"hyperlora {arguments.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nStopped.", file=sys.stderr)
+        print(f"\n{arguments.stopped}", file=sys.stderr)
         return 130

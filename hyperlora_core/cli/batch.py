@@ -14,6 +14,8 @@ from .options import add_lora_arguments, add_model_arguments, add_reading_argume
 SHOWN = 5  # people whose files are called otherwise
 MOST_WORKERS = 8  # by default; each needs the memory of PyTorch and a face pack
 
+STOPPED = "Stopped; nothing is lost. The same command goes on."
+
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the command's arguments."""
@@ -44,7 +46,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace) -> int:
-    """Run the command; 0 when all people are done, 1 when some failed, 130 when stopped."""
+    """Run the command; 0 when all people are done, 1 when some failed."""
     config = BatchConfig(
         arguments.write,
         encode_options(arguments),
@@ -60,21 +62,16 @@ def run(arguments: Namespace) -> int:
             bar.set_postfix(people=people, failed=failed, refresh=False)
             bar.update(done - bar.n)
 
-        try:
-            summary = run_batch(
-                arguments.photos,
-                arguments.out,
-                chosen_models(arguments),
-                config,
-                arguments.workers,
-                arguments.retry,
-                arguments.ray,
-                progress,
-            )
-        except KeyboardInterrupt:
-            bar.close()
-            print("Stopped; nothing is lost. The same command goes on.", file=sys.stderr)
-            return 130
+        summary = run_batch(
+            arguments.photos,
+            arguments.out,
+            chosen_models(arguments),
+            config,
+            arguments.workers,
+            arguments.retry,
+            arguments.ray,
+            progress,
+        )
     _tell(summary, arguments.out)
     return 1 if summary.failed else 0
 

@@ -24,6 +24,8 @@ RULES = {
     "max-enlargement": (float, "FACTOR", "how much a photo's part may be enlarged"),
 }
 
+STOPPED = "Stopped; nothing is lost. The same command goes on."
+
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the command's arguments."""
@@ -68,7 +70,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace) -> int:
-    """Run the command; 130 when stopped."""
+    """Run the command."""
     given = vars(arguments)
     names = [name.replace("-", "_") for name in RULES]
     config = PrepareConfig(
@@ -87,22 +89,17 @@ def run(arguments: Namespace) -> int:
             bar.set_postfix(kept=kept, rejected=rejected, refresh=False)
             bar.update(done - bar.n)
 
-        try:
-            summary = prepare_photos(
-                arguments.photos,
-                arguments.out,
-                face_pack,
-                config,
-                captioner,
-                arguments.provider,
-                arguments.workers,
-                round(arguments.shard_size * 1e6),
-                progress,
-            )
-        except KeyboardInterrupt:
-            bar.close()
-            print("Stopped; nothing is lost. The same command goes on.", file=sys.stderr)
-            return 130
+        summary = prepare_photos(
+            arguments.photos,
+            arguments.out,
+            face_pack,
+            config,
+            captioner,
+            arguments.provider,
+            arguments.workers,
+            round(arguments.shard_size * 1e6),
+            progress,
+        )
     total = summary.kept + sum(summary.rejected.values())
     print(f"{summary.kept} of {total} photos prepared in {arguments.out}")
     for reason, count in summary.rejected.items():

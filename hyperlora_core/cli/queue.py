@@ -21,6 +21,8 @@ SHOWN = 5  # sentences about photos, and reasons for failures
 SERVER = "http://127.0.0.1:8188"
 ROLES = {"photo": PHOTO, "prompt": PROMPT, "seed": SEED}
 
+STOPPED = "Stopped; nothing is lost, and nothing is left in the queue. The same command goes on."
+
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the command's arguments."""
@@ -75,7 +77,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace) -> int:
-    """Run the command; 0 when all jobs are done, 1 when some failed, 130 when stopped."""
+    """Run the command; 0 when all jobs are done, 1 when some failed."""
     from ..queue.client import server_url
 
     servers = [server_url(text) for text in arguments.server or [SERVER]]
@@ -84,10 +86,8 @@ def run(arguments: Namespace) -> int:
     screen = _Screen(len(servers))
     try:
         summary = asyncio.run(_queue(workflow, inputs, jobs, servers, arguments, screen))
-    except asyncio.CancelledError:
-        screen.close()
-        print("Stopped; nothing is lost, and nothing is left in the queue. The same command goes on.", file=sys.stderr)
-        return 130
+    except asyncio.CancelledError as stopped:
+        raise KeyboardInterrupt from stopped
     finally:
         screen.close()
     earlier = f", {summary.earlier} of them from earlier runs" if summary.earlier else ""

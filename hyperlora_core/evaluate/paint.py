@@ -1,6 +1,5 @@
 """Many pictures in one batch of the UNet, each with a LoRA, a prompt and a noise of its own."""
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import HyperLoRAError
+from ..fingerprint import fingerprint
 from ..inject import Injection, LowRank
 from ..lora import pairs
 
@@ -131,13 +131,3 @@ def stacked(loras: Sequence[Mapping[str, Tensor]], copies: int = 1) -> dict[str,
         downs, ups = (torch.stack(list(side)) for side in zip(*matrices, strict=True))
         layers[key] = LowRank(downs.repeat(copies, 1, 1), ups.repeat(copies, 1, 1))
     return layers
-
-
-def fingerprint(module: torch.nn.Module) -> str:
-    """16 hex digits that tell networks apart: names, shapes, and values from all over every tensor."""
-    digest = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
-        flat = tensor.flatten()
-        sample = flat[:: max(1, len(flat) // 64)].float().cpu().numpy()
-        digest.update(f"{name}{list(tensor.shape)}".encode() + sample.tobytes())
-    return digest.hexdigest()[:16]

@@ -2,8 +2,7 @@
 
 As SDXL was trained (Podell et al. 2023, arXiv 2307.01952): noise prediction under its schedule, size and crop as
 conditions, captions left out now and then for guidance (Ho and Salimans 2022, arXiv 2207.12598), a moving average of
-the weights. Which noise levels count how much is said by WEIGHTS and by `steps_drawn` (logit-normal: Esser et al. 2024,
-arXiv 2403.03206, section 3.1).
+the weights. Which noise levels count how much: diffusion.py.
 """
 
 from dataclasses import dataclass
@@ -17,21 +16,18 @@ from torch import Tensor, nn
 from .. import packages
 from ..demo import models, sdxl
 from ..demo.tokenizer import POSITIONS, sdxl_tokenizers
-from ..errors import HyperLoRAError
+from ..fingerprint import fingerprint
 from . import demo_clip, demo_vae
 from .config import LoopConfig
 from .data import SIZE, Data, pictures_to_model
-from .features import RowCache, encode_pictures, fingerprint
+from .diffusion import Schedule, check_weights
+from .features import RowCache, encode_pictures
 from .loop import CHECKPOINT, Draw, load_trained
 from .sheets import sheet
 from .sources import Sources
 
 SHEET_SEED = 0
-# How a noise prediction's squared error counts at a signal-to-noise ratio: as it is (SDXL's, and HyperLoRA's), less where
-# there is hardly any noise (min-SNR: Hang et al. 2023, arXiv 2303.09556), or as the same error of a velocity prediction,
-# which counts more where hardly anything but noise is left (Salimans and Ho 2022, arXiv 2202.00512, appendix D)
-WEIGHTS = ("plain", "min-snr", "velocity")
-MIN_SNR, MOST_VELOCITY = 5.0, 60.0  # min-SNR's gamma; the weight's bound, which holds for the last fifth of the steps
+MOST_KNOWN = 100_000  # captions, 1.2 KB each
 
 
 @dataclass(frozen=True)
@@ -41,7 +37,7 @@ class UNetConfig:
     caption_dropout: float  # chance that the caption is empty
     other_sizes: float  # chance that the size conditions name another size, because hosts give what users type
     sizes: tuple[int, ...]
-    weights: str  # of WEIGHTS
+    weights: str  # of diffusion.WEIGHTS
     steps_drawn: tuple[float, ...]  # mean and deviation of the steps' logits; empty: all steps alike
     sheet_guidance: float
     sheet_steps: int
@@ -51,43 +47,6 @@ class UNetConfig:
 class Config:
     loop: LoopConfig
     unet: UNetConfig
-
-
-class Schedule:
-    """SDXL's noise schedule, of 1000 steps."""
-
-    def __init__(self):
-        scheduler = packages.require("diffusers", "Training the UNet").EulerDiscreteScheduler
-        self.signal = scheduler.from_config(sdxl.SCHEDULER_CONFIG).alphas_cumprod  # float32 [1000]
-
-    def draw(self, rng: np.random.Generator, n: int, logits: tuple[float, ...]) -> Tensor:
-        """Draw n steps: uniform, or with `logits` (mean, deviation) logit-normal over the schedule."""
-        last = len(self.signal)
-        if not logits:
-            return torch.from_numpy(rng.integers(last, size=n))
-        shares = 1 / (1 + np.exp(-rng.normal(*logits, size=n)))  # (n,), each in 0..1
-        return torch.from_numpy((shares * last).astype(np.int64).clip(max=last - 1))
-
-    def noisy(self, latents: Tensor, noise: Tensor, steps: Tensor) -> Tensor:
-        """latents [n, 4, h, w] with as much of `noise` as `steps` [n] say."""
-        signal = self.signal.to(latents.device)[steps].view(-1, 1, 1, 1)
-        return signal.sqrt() * latents + (1 - signal).sqrt() * noise
-
-    def weights(self, steps: Tensor, kind: str) -> Tensor:
-        """Weights [n] of noise predictions at `steps` [n]; `kind` is one of WEIGHTS."""
-        signal = self.signal.to(steps.device)[steps]
-        snr = signal / (1 - signal)
-        if kind == "min-snr":
-            return snr.clamp(max=MIN_SNR) / snr
-        if kind == "velocity":
-            return (1 + 1 / snr).clamp(max=MOST_VELOCITY)
-        return torch.ones_like(snr)
-
-
-def check_weights(kind: str, section: str) -> None:
-    """Raise HyperLoRAError unless `kind` is one of WEIGHTS."""
-    if kind not in WEIGHTS:
-        raise HyperLoRAError(f"{section}.weights is {kind!r}. Known: {', '.join(WEIGHTS)}.")
 
 
 class Denoising(nn.Module):
@@ -125,6 +84,8 @@ class TextEncoders:
     @torch.no_grad()
     def __call__(self, captions: list[str], device: torch.device) -> tuple[Tensor, Tensor]:
         """Return the last-but-one layers side by side [n, 77, c] and the second encoder's pooled output [n, p]."""
+        if len(self.known) > MOST_KNOWN:
+            self.known.clear()
         self._tokenize([caption for caption in captions if caption not in self.known])
         ids = torch.stack([self.known[caption] for caption in captions], 1).to(device)  # (2, n, 77)
         first, second = (

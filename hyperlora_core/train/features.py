@@ -1,6 +1,5 @@
 """What frozen networks make of training pictures, computed once for each row and kept on disk."""
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +17,7 @@ Compute = Callable[[np.ndarray], np.ndarray]
 class RowCache:
     """An fp16 array on disk whose rows are computed when they are first asked for.
 
-    `compute(rows [k]) -> [k, *shape]`. Name the folder after what computes, see `fingerprint`: another network is
+    `compute(rows [k]) -> [k, *shape]`. Name the folder after what computes, see fingerprint.py: another network is
     another cache.
     """
 
@@ -35,14 +34,6 @@ class RowCache:
                 self.values[block] = self.compute(block)
                 self.known[block] = 1
         return self.values[rows].astype(np.float32)
-
-
-def fingerprint(module: nn.Module) -> str:
-    """12 hex digits of a network's weights."""
-    digest = hashlib.sha256()
-    for value in module.state_dict().values():
-        digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:12]
 
 
 @torch.no_grad()

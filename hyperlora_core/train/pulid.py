@@ -27,7 +27,7 @@ from ..errors import HyperLoRAError
 from ..face.analyzer import FaceAnalyzer
 from ..face.pack import RECOGNITION
 from .data import pictures_from_model
-from .demo_unet import Schedule
+from .diffusion import Schedule
 from .onnx_torch import OnnxNetwork
 from .sources import Sources
 

@@ -30,16 +30,18 @@ from torch import Tensor, nn
 
 from ..demo.hyperlora import HyperLoRASize, unet_modules
 from ..errors import HyperLoRAError
+from ..fingerprint import fingerprint
 from ..inject import Injection, LowRank
 from ..pipeline import load_pipeline
 from ..prompt import with_trigger
 from ..vision import VisionEncoder
 from .config import LoopConfig
-from .demo_unet import Schedule, TextEncoders, check_weights
+from .demo_unet import TextEncoders
+from .diffusion import Schedule, check_weights, face_weights
 from .drawn import open_photos
-from .features import RowCache, encode_pictures, fingerprint
+from .features import RowCache, encode_pictures
 from .loop import CHECKPOINT, Draw, load_trained_config, trained_values
-from .network import GROUPS, Network, joined
+from .network import GROUPS, Network, in_common, joined
 from .pulid import CrossAttentions, PuLID, PuLIDConfig, Seen, check_pulid, make_pulid
 from .sheets import sheet
 from .sources import Sources
@@ -65,10 +67,10 @@ class StageConfig:
     scenarios: tuple[float, float, float]  # chances of (a), (b), (c)
     other_photo: float  # chance that the ID branch reads another photo of the person, where there is one
     caption_dropout: float  # chance that nothing but the trigger words, if any, is left of a caption
-    apart: float  # weight of a loss that keeps people's coefficients apart, 0: none; see `in_common`
+    apart: float  # weight of a loss that keeps people's coefficients apart, 0: none; see network.in_common
     face_weight: float  # weight of the loss inside the face's box; 1: as everywhere
-    weights: str  # of demo_unet.WEIGHTS; the paper's loss is plain
-    steps_drawn: tuple[float, ...]  # mean and deviation of the steps' logits (demo_unet.py); empty: all alike, as there
+    weights: str  # of diffusion.WEIGHTS; the paper's loss is plain
+    steps_drawn: tuple[float, ...]  # mean and deviation of the steps' logits (diffusion.py); empty: all alike, as there
     checkpointing: bool  # compute the UNet's activations twice instead of keeping them
     cache: bool  # keep latents and CLIP tokens on disk: for some ten thousand photos, without random crops
     sheet_guidance: float
@@ -214,7 +216,7 @@ class StageTask:
             "noise": noise,
             "steps": steps,
             "weights": self.schedule.weights(steps, config.weights).view(-1, 1, 1, 1)
-            * face_weights(boxes / side, latents.shape[-1], config.face_weight).to(device),
+            * face_weights(boxes, latents.shape[-1], config.face_weight).to(device),
             "text": text,
             "pooled": pooled,
             "time_ids": torch.tensor([[side, side, 0, 0, side, side]], device=device).float().expand(n, -1),
@@ -247,10 +249,11 @@ class StageTask:
         return torch.from_numpy(self.photos.embeddings(rows)).to(device)
 
     def _latents(self, rows: np.ndarray, rng: np.random.Generator, device: torch.device) -> tuple[Tensor, np.ndarray]:
+        """The pictures, and the faces' boxes as shares of their side."""
         if self.caches:
-            return torch.from_numpy(self.caches["latents"].get(rows)).to(device), self.photos.pictures(rows)[1]
+            return torch.from_numpy(self.caches["latents"].get(rows)).to(device), self.caches["boxes"].get(rows)
         pictures, boxes = self.photos.pictures(rows, rng)
-        return self._encode(pictures, device), boxes
+        return self._encode(pictures, device), boxes / self.photos.size
 
     def _tokens(self, kind: str, rows: np.ndarray, device: torch.device) -> Tensor:
         if self.caches:
@@ -280,6 +283,7 @@ class StageTask:
                 (4, side, side),
                 lambda rows, device: self._encode(self.photos.pictures(rows)[0], device),
             ),
+            "boxes": RowCache(folder / "boxes", n, (4,), lambda rows: self.photos.pictures(rows)[1] / self.photos.size),
             "identity": cache(f"identity_{tower}", tokens, partial(self._see, "identity")),
             "base": cache(f"base_{tower}", tokens, partial(self._see, "base")),
         }
@@ -313,26 +317,6 @@ class StageTask:
         ).images
         self.module.injection.set(None)
         return (pictures * 255).round().astype(np.uint8)
-
-
-def in_common(coefficients: Tensor) -> Tensor:
-    """The share, 1 / n to 1, of n photos' coefficients [n, 8 * modules, K] that is the same for all of them.
-
-    Rows have length 1, so what is the same for everybody leaves less for what tells people apart. A model that is itself
-    still learning asks its LoRA first for what helps every picture, and training ends there: on the demo's UNet 99.9 % of
-    each row, against 65 % in an untrained network. Not in the paper.
-    """
-    return coefficients.mean(0).square().sum(-1).mean()
-
-
-def face_weights(boxes: np.ndarray, side: int, weight: float) -> Tensor:
-    """Weights [n, 1, side, side] of the latents' errors: `weight` in the boxes [n, 4] (shares of the side), 1 elsewhere,
-    divided by their mean, so that the loss keeps its size."""
-    centres = (np.arange(side) + 0.5) / side
-    left, top, right, bottom = boxes.T[:, :, None]  # each (n, 1)
-    across, down = (centres > left) & (centres < right), (centres > top) & (centres < bottom)  # (n, side)
-    weights = np.where(down[:, :, None] & across[:, None, :], weight, 1.0)  # (n, side, side)
-    return torch.from_numpy(weights / weights.mean((1, 2), keepdims=True)).float()[:, None]
 
 
 def make_task(config: Config, sources: Sources, name: str) -> StageTask:
