@@ -35,7 +35,8 @@ SIZE = HyperLoRASize(
     bases=4, rank=2, base_rank=2, width=64, depth=1, heads=1, clip_width=128, id_tokens=2, effect=0.5
 )  # fmt: skip
 SHORT = {
-    "steps": 40, "batch": 8, "rate": 1e-2, "warmup": 2, "cooldown": 0.3, "save_every": 20, "sample_every": 1000, "sheet_steps": 1
+    "steps": 40, "batch": 8, "rate": 1e-2, "warmup": 2, "cooldown": 0.3, "save_every": 20, "sample_every": 1000, "sheet_steps": 1,
+    "weights": "plain", "steps_drawn": (),  # an untrained model has nothing to tell where there is mostly noise
 }  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from ..fingerprint import fingerprint
 from . import demo_clip, demo_vae
 from .config import LoopConfig
 from .data import SIZE, Data, pictures_to_model
-from .diffusion import Schedule, check_weights
+from .diffusion import Schedule, check_weights, face_weights
 from .features import RowCache, encode_pictures
 from .loop import CHECKPOINT, Draw, load_trained
 from .sheets import sheet
@@ -37,6 +37,9 @@ class UNetConfig:
     caption_dropout: float  # chance that the caption is empty
     other_sizes: float  # chance that the size conditions name another size, because hosts give what users type
     sizes: tuple[int, ...]
+    face_weight: (
+        float  # weight of the loss inside the face's box, where most of what there is to learn is; 1: as everywhere
+    )
     weights: str  # of diffusion.WEIGHTS
     steps_drawn: tuple[float, ...]  # mean and deviation of the steps' logits; empty: all steps alike
     sheet_guidance: float
@@ -66,11 +69,10 @@ class Denoising(nn.Module):
         pooled: Tensor,
         time_ids: Tensor,
     ) -> dict[str, Tensor]:
-        """noisy, noise [n, 4, h, w]; steps, weights [n]; text [n, t, c]; pooled [n, p]; time_ids [n, 6]."""
+        """noisy, noise [n, 4, h, w]; steps [n]; weights [n, 1, h, w] of the errors; text [n, t, c]; pooled [n, p]; time_ids [n, 6]."""
         conditions = {"text_embeds": pooled, "time_ids": time_ids}
         predicted = self.unet(noisy, steps, encoder_hidden_states=text, added_cond_kwargs=conditions).sample
-        errors = (predicted.float() - noise).square().mean((1, 2, 3))  # (n,)
-        return {"noise": (weights * errors).mean()}
+        return {"noise": (weights * (predicted.float() - noise).square()).mean()}
 
 
 class TextEncoders:
@@ -124,7 +126,8 @@ class UNetTask:
             "noisy": self.schedule.noisy(latents, noise, steps),
             "noise": noise,
             "steps": steps,
-            "weights": self.schedule.weights(steps, self.config.weights),
+            "weights": self.schedule.weights(steps, self.config.weights).view(-1, 1, 1, 1)
+            * face_weights(self.data.boxes[rows] / SIZE, latents.shape[-1], self.config.face_weight).to(draw.device),
             "text": text,
             "pooled": pooled,
             "time_ids": self._time_ids(rng, n).to(draw.device),
