@@ -16,7 +16,7 @@ from hyperlora_core.locate import DEMO_CLIP, demo_folder
 from hyperlora_core.prompt import TRIGGER
 from hyperlora_core.train import config, data, loop, stage
 from hyperlora_core.train.features import memory_mapped
-from hyperlora_core.train.network import group_of
+from hyperlora_core.train.network import group_of, in_common
 from hyperlora_core.train.sources import Sources
 
 for package in ("accelerate", "diffusers", "transformers", "open_clip", "matplotlib"):
@@ -202,13 +202,32 @@ def test_face_weights():
     assert torch.equal(weights[1], torch.ones(1, 4, 4))
 
 
+def test_in_common():
+    alone, crowd = (
+        torch.nn.functional.normalize(torch.randn(n, 3, 4, generator=torch.Generator().manual_seed(0)), dim=-1)
+        for n in (1, 400)
+    )
+    assert float(in_common(alone)) == pytest.approx(1) and float(in_common(alone.repeat(5, 1, 1))) == pytest.approx(1)
+    assert float(in_common(crowd)) < 0.02
+    half = torch.stack([torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])])  # two people at right angles
+    assert float(in_common(half)) == pytest.approx(0.5)
+
+
+def test_people_are_kept_apart_only_above_the_bound(task):
+    batch = drawn(task, 4) | {"scenarios": torch.zeros(4, dtype=torch.long)}
+    alike = batch | {kind: batch[kind][:1].expand_as(batch[kind]) for kind in ("tokens", "embeds")}
+    with torch.no_grad():
+        assert float(task.module(**alike)["in common"]) == pytest.approx(0.1 * (1 - stage.MOST_IN_COMMON), rel=1e-4)
+        assert float(task.module(**batch)["in common"]) < float(task.module(**alike)["in common"])
+
+
 def test_features_on_disk_are_what_is_computed_without(task, sources):
     fresh = stage.make_task(short("id-embedding", cache=False), sources, "id-embedding")
     rows, cpu = np.array([0, 5]), torch.device("cpu")
     for kind in ("identity", "base"):
         assert torch.allclose(task._tokens(kind, rows, cpu), fresh._tokens(kind, rows, cpu), atol=2e-2, rtol=2e-3)
     (cached, boxes), (encoded, same) = (t._latents(rows, np.random.default_rng(0), cpu) for t in (task, fresh))
-    assert torch.allclose(cached, encoded, atol=1e-2) and np.array_equal(boxes, same)
+    assert torch.allclose(cached, encoded, atol=1e-2) and np.allclose(boxes, same, atol=1e-3)
 
 
 @pytest.fixture
