@@ -96,7 +96,7 @@ def network_at(sources, name, trained_too=False):
 @pytest.mark.parametrize("name", STAGES)
 def test_each_stage_lowers_its_loss_and_leaves_the_base_alone(trained, sources, name):
     before, after, model, model_after = trained[name]
-    assert after < 0.995 * before  # of an untrained model little can be learnt
+    assert after < 0.998 * before  # of an untrained model little can be learnt
     assert model == model_after
     assert (sources.root / name / loop.SAMPLES / f"{SHORT['steps']:06}.png").exists()
 
