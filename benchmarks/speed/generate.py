@@ -1,0 +1,110 @@
+"""From a photo to a LoRA: CLIP tower, resampler, mixing, each and all; and from a saved identity."""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from hyperlora_core import Identity, VisionEncoder, load_hyperlora
+from hyperlora_core.hyperlora import HyperLoRA
+from hyperlora_core.vision import clip_pixels
+
+from .bench import Bench, Budget
+from .ceilings import PRECISIONS, Work
+from .counting import bytes_of, flops_of
+
+GROUP = "generate one LoRA"
+MOST_GENERATE, MOST_GENERATE_GPU, MOST_SAVED = 1.2, 1.5, 1.3  # x floor
+FACE_WIDTH = 512
+
+
+def measure(bench: Bench) -> None:
+    for precision in bench.precisions:
+        _in_precision(bench, precision)
+
+
+def _in_precision(bench: Bench, precision: str) -> None:
+    dtype, device = PRECISIONS[precision], bench.device
+    hyper = load_hyperlora(bench.checkpoint, device, dtype)
+    vision = VisionEncoder.load(bench.clip, device, dtype)
+    generator = torch.Generator().manual_seed(bench.seed)
+    picture = np.random.default_rng(bench.seed).integers(0, 256, (256, 256, 3), np.uint8)
+    pixels = clip_pixels(picture, vision.image_size)[None]  # (1, 3, h, w)
+    embeds = torch.nn.functional.normalize(torch.randn(1, FACE_WIDTH, generator=generator), dim=-1)
+    tokens = vision.encode(pixels)
+    conditions = {
+        "clip_tokens": tokens if hyper.uses_clip_tokens else None,
+        "id_embeds": embeds if hyper.uses_id_embeds else None,
+    }
+    coefficients = hyper.coefficients(**conditions)
+
+    tower = Work(bytes_of(vision.tower), flops_of(lambda: vision.encode(pixels)), precision)
+    networks = [hyper.encoder[name] for name in ("resampler", "id_projector") if name in hyper.encoder]
+    weights = sum(bytes_of(network) for network in networks)
+    resampler = Work(weights, flops_of(lambda: hyper.coefficients(**conditions)), precision)
+    mixing = mixing_work(hyper, precision)
+
+    def everything() -> None:
+        read = {**conditions, "clip_tokens": vision.encode_pictures([picture])}
+        hyper.lora(hyper.coefficients(**(read if hyper.uses_clip_tokens else conditions)))
+
+    bench.time(GROUP, f"CLIP tower, {precision}", lambda: vision.encode(pixels), tower)
+    bench.time(GROUP, f"resampler, {precision}", lambda: hyper.coefficients(**conditions), resampler)
+    bench.time(GROUP, f"mixing the basis, {precision}", lambda: hyper.lora(coefficients), mixing)
+    bench.time(
+        GROUP,
+        f"picture to LoRA, {precision}",
+        everything,
+        tower,
+        resampler,
+        mixing,
+        budget=Budget(MOST_GENERATE if device.type == "cpu" else MOST_GENERATE_GPU),
+        note="the three together; the face is found before, see faces",
+    )
+    _one_pass(bench, hyper, precision)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "identity.safetensors"
+        Identity(coefficients.cpu(), fingerprint=hyper.fingerprint, checkpoint=hyper.name).save(file)
+
+        def from_file() -> None:
+            person = Identity.load(file)
+            person.require_checkpoint(hyper)
+            hyper.lora(person.coefficients)
+
+        bench.time(GROUP, f"LoRA from a saved identity, {precision}", from_file, mixing, budget=Budget(MOST_SAVED))
+    if device.type == "cuda":
+        _peak_on_gpu(bench, hyper, coefficients, precision)
+
+
+def mixing_work(hyper: HyperLoRA, precision: str, people: int = 1, lora_written: bool = True) -> Work:
+    """One pass over the ID branch's basis, and the LoRAs of so many people."""
+    basis = [tensor for name, tensor in hyper.basis.named_parameters() if "/id_" in name]
+    values = sum(tensor.numel() for tensor in basis)
+    written = people * values / hyper.basis.size * PRECISIONS[precision].itemsize if lora_written else 0
+    return Work(bytes_of(basis) + written, 2 * people * values, precision)
+
+
+def _one_pass(bench: Bench, hyper: HyperLoRA, precision: str) -> None:
+    """What the machine itself needs for bringing the basis through memory once, tensor by tensor, as it lies there."""
+    basis = [tensor.data for name, tensor in hyper.basis.named_parameters() if "/id_" in name]
+    scratch = torch.empty(max(tensor.numel() for tensor in basis), dtype=basis[0].dtype, device=bench.device)
+
+    def copy_all() -> None:
+        for tensor in basis:
+            scratch[: tensor.numel()].copy_(tensor.flatten())
+
+    work = Work(moved=bytes_of(basis))
+    note = "to compare: each tensor copied to one place, which the cache may hold"
+    bench.time(GROUP, f"one pass over the basis, {precision}", copy_all, work, note=note)
+
+
+def _peak_on_gpu(bench: Bench, hyper: HyperLoRA, coefficients: torch.Tensor, precision: str) -> None:
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    hyper.lora(coefficients)
+    used = torch.cuda.max_memory_allocated() / 1e9
+    floor = (bytes_of(hyper.basis) + bytes_of(hyper.encoder)) / 1e9
+    bench.add(
+        GROUP, f"GPU memory at its peak, {precision}", used, "GB", floor=floor, note="floor: the checkpoint itself"
+    )
