@@ -13,6 +13,7 @@ from hyperlora_core.vision import clip_pixels
 from .bench import Bench, Budget
 from .ceilings import PRECISIONS, Work
 from .counting import bytes_of, flops_of
+from .timing import once, waiter
 
 GROUP = "generate one LoRA"
 MOST_GENERATE, MOST_GENERATE_GPU, MOST_SAVED = 1.2, 1.5, 1.3  # x floor
@@ -38,12 +39,14 @@ def _in_precision(bench: Bench, precision: str) -> None:
         "id_embeds": embeds if hyper.uses_id_embeds else None,
     }
     coefficients = hyper.coefficients(**conditions)
+    mixing = mixing_work(hyper, precision)
+    # before anything else reads the basis
+    first = once(lambda: hyper.lora(coefficients), waiter(device))
 
     tower = Work(bytes_of(vision.tower), flops_of(lambda: vision.encode(pixels)), precision)
     networks = [hyper.encoder[name] for name in ("resampler", "id_projector") if name in hyper.encoder]
     weights = sum(bytes_of(network) for network in networks)
     resampler = Work(weights, flops_of(lambda: hyper.coefficients(**conditions)), precision)
-    mixing = mixing_work(hyper, precision)
 
     def everything() -> None:
         read = {**conditions, "clip_tokens": vision.encode_pictures([picture])}
@@ -51,6 +54,8 @@ def _in_precision(bench: Bench, precision: str) -> None:
 
     bench.time(GROUP, f"CLIP tower, {precision}", lambda: vision.encode(pixels), tower)
     bench.time(GROUP, f"resampler, {precision}", lambda: hyper.coefficients(**conditions), resampler)
+    note = "after loading; a mapped file's pages become the process's"
+    bench.add(GROUP, f"mixing the basis for the first time, {precision}", first, works=[mixing], note=note)
     bench.time(GROUP, f"mixing the basis, {precision}", lambda: hyper.lora(coefficients), mixing)
     bench.time(
         GROUP,

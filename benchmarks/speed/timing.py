@@ -24,12 +24,17 @@ def samples(call: Call, repetitions: int, wait: Call = lambda: None) -> list[flo
 
 def alternating(calls: Sequence[Call], repetitions: int, wait: Call = lambda: None) -> list[list[float]]:
     """The same for several calls in turn, so that what slows the machine for a while slows all of them."""
-    times = [max(1, round(SHORTEST / max(_seconds(call, 1, wait), 1e-9))) for call in calls]
+    times = [max(1, round(SHORTEST / max(once(call, wait), 1e-9))) for call in calls]
     measured: list[list[float]] = [[] for _ in calls]
     for _ in range(repetitions):
         for call, count, into in zip(calls, times, measured, strict=True):
             into.append(_seconds(call, count, wait))
     return measured
+
+
+def once(call: Call, wait: Call = lambda: None) -> float:
+    """Seconds of one call, the first one too."""
+    return _seconds(call, 1, wait)
 
 
 def _seconds(call: Call, times: int, wait: Call) -> float:
