@@ -82,11 +82,11 @@ def _in_precision(bench: Bench, precision: str) -> None:
         _peak_on_gpu(bench, hyper, coefficients, precision)
 
 
-def mixing_work(hyper: HyperLoRA, precision: str, people: int = 1, lora_written: bool = True) -> Work:
+def mixing_work(hyper: HyperLoRA, precision: str, people: int = 1) -> Work:
     """One pass over the ID branch's basis, and the LoRAs of so many people."""
     basis = [tensor for name, tensor in hyper.basis.named_parameters() if "/id_" in name]
     values = sum(tensor.numel() for tensor in basis)
-    written = people * values / hyper.basis.size * PRECISIONS[precision].itemsize if lora_written else 0
+    written = people * values / hyper.basis.size * PRECISIONS[precision].itemsize
     return Work(bytes_of(basis) + written, 2 * people * values, precision)
 
 

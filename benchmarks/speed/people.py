@@ -39,15 +39,11 @@ def measure(bench: Bench) -> None:
             f"{GROUP}: {count} at once",
             [lambda: mix(one), lambda group=group: mix(group), lambda: hyper.lora(one), at_once],
         )
-        one_work = mixing_work(hyper, bench.precision, lora_written=False)
-        group_work = mixing_work(hyper, bench.precision, len(group), lora_written=False)
-        floor = bench.ceilings.floor(group_work) / bench.ceilings.floor(one_work)
         bench.add(
             GROUP,
             f"basis work of {len(group)} at once, against 1",
             [many / alone for many, alone in zip(mixing, single, strict=True)],
             "x",
-            floor=floor,
             budget=Budget(MOST_BASIS_WORK, of_floor=False) if count == 16 else None,
         )
         works = [mixing_work(hyper, bench.precision, len(group))] * passes
