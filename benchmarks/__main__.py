@@ -1,6 +1,6 @@
 """Speed, memory and their floors: `python -m benchmarks`, explained in docs/benchmarks.md.
 
-    python -m benchmarks                                    the demo's size, about a minute
+    python -m benchmarks                                    the demo's size
     python -m benchmarks --published --folder FOLDER        the published shape, untrained models written into FOLDER
     python -m benchmarks --comfyui ComfyUI                  also in a real ComfyUI
 

@@ -45,7 +45,7 @@ def rows(results) -> dict[str, dict]:
     return rows
 
 
-def test_every_group_is_measured_and_written(results, rows, capsys):
+def test_every_group_is_measured_and_written(results, rows):
     status, content, out = results
     assert status == 0
     groups = {name.partition(":")[0] for name in rows}

@@ -146,7 +146,7 @@ def _five_networks(pack: Path):
 
 
 def _write_3d_landmarks(landmarks: Path, path: Path) -> None:
-    """The 2-d network with the 3-d one's number of outputs, by which insightface knows it; the real one is 25 x larger."""
+    """The 2-d network with the 3-d one's number of outputs, by which insightface knows it."""
     onnx = require("onnx", "Making a stand-in face network")
     model = onnx.load(str(landmarks))
     (output,) = model.graph.output
