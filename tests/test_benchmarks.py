@@ -104,7 +104,9 @@ def test_one_after_the_other_counts_all_people(rows):
     at_once = rows[f"many people: {PEOPLE} LoRAs at once"]
     in_turn = rows[f"many people: {PEOPLE} LoRAs, one after the other"]
     assert len(at_once["works"]) == 1 and len(in_turn["works"]) == PEOPLE
-    assert in_turn["floor"] > at_once["floor"]
+    # the basis is read once, or once for each; the LoRAs are written either way
+    assert sum(work["moved"] for work in in_turn["works"]) > 1.5 * at_once["works"][0]["moved"]
+    assert sum(work["flops"] for work in in_turn["works"]) == at_once["works"][0]["flops"]
 
 
 def test_faces_are_compared_with_five_networks(rows):

@@ -59,7 +59,7 @@ def write_json(bench: Bench, machine: dict[str, object], path: Path) -> None:
 
 
 def draw(bench: Bench, title: str, path: Path) -> None:
-    """Seconds and their floors, a bar each, the slowest on top within its group."""
+    """Seconds and their floors, a bar each, in the table's order."""
     figures = require("matplotlib.figure", "Drawing the benchmark")
     rows: Sequence[Row] = [row for row in bench.rows if row.unit == "s"]
     chart = figures.Figure(figsize=(10, 1.5 + 0.3 * len(rows)), layout="constrained")
@@ -74,7 +74,7 @@ def draw(bench: Bench, title: str, path: Path) -> None:
     axes.set_yticks(list(places), [f"{row.group}: {row.name}" for row in rows], fontsize=8)
     axes.set(xscale="log", xlabel="seconds", title=title)
     axes.margins(x=0.2)
-    axes.legend(loc="lower right")
+    chart.legend(loc="outside lower right", ncols=2)
     axes.grid(axis="x", alpha=0.3)
     with written_aside(path) as aside:
         chart.savefig(aside, format="png", dpi=110)
