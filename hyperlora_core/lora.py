@@ -136,6 +136,11 @@ _DIFFUSERS = re.compile(
 _ORIGINAL = re.compile(r"lora_unet_(?P<side>input|middle|output)_blocks?(?:_(?P<number>\d+))?_1" + _SUFFIX)
 
 
+def attention_path(key: str) -> str | None:
+    """diffusers_path of a key in diffusers' spelling; None for any other key."""
+    return diffusers_path(key) if _DIFFUSERS.fullmatch(key) else None
+
+
 def diffusers_path(key: str, layers_per_block: int = SDXL_LAYERS_PER_BLOCK) -> str:
     """`lora_unet_..._attn1_to_q`, in diffusers' or the original checkpoint's spelling -> diffusers' dotted path."""
     if match := _DIFFUSERS.fullmatch(key):

@@ -19,6 +19,7 @@ from .prompt import HyperLoRATriggerPrompt
 from .region import HyperLoRARegion
 from .similarity import HyperLoRASimilarity
 from .slider import HyperLoRASlider
+from .transfer import HyperLoRATransfer
 
 
 class HyperLoRAExtension(ComfyExtension):
@@ -39,6 +40,7 @@ class HyperLoRAExtension(ComfyExtension):
             HyperLoRABlendIdentities,
             HyperLoRAGenerateLoRA,
             HyperLoRASlider,
+            HyperLoRATransfer,
             HyperLoRAApply,
             HyperLoRARegion,
             HyperLoRASaveLoRA,

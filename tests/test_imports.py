@@ -73,7 +73,7 @@ def test_library_without_optional_packages():
 @pytest.mark.host
 @pytest.mark.parametrize("host", find_hosts(), ids=lambda host: host.name)
 def test_registration_without_optional_packages(host):
-    assert "NODES 27" in run(HOST, cwd=host, env=os.environ | {"PYTHONPATH": str(host)})
+    assert "NODES 28" in run(HOST, cwd=host, env=os.environ | {"PYTHONPATH": str(host)})
 
 
 def test_the_root_can_be_imported_without_a_host():
