@@ -55,8 +55,8 @@ class HyperLoRATransfer(io.ComfyNode):
                     step=0.05,
                     advanced=True,
                     optional=True,
-                    tooltip="Share of the target's directions that the change may use, the strongest first. 1 keeps all of "
-                    "it; less suits the target better and is weaker.",
+                    tooltip="Share of the target's directions that the change may use, the strongest first. 1: all. Fewer suit "
+                    "the target better, but leave less of the person.",
                 ),
             ],
             outputs=[
