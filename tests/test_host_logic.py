@@ -1,4 +1,4 @@
-"""What regions, hooks and timed bypass do with the host's objects, on stand-ins for these."""
+"""What regions, hooks, timed bypass and moved LoRAs do with the host's objects, on stand-ins for these."""
 
 import importlib
 import importlib.util
@@ -25,7 +25,7 @@ def nodes():
             PACK, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
         )
         sys.modules[PACK] = importlib.util.module_from_spec(spec)
-        names = ("bypass", "hooks", "region")
+        names = ("bypass", "hooks", "region", "transfer")
         return SimpleNamespace(**{name: importlib.import_module(f"{PACK}.nodes.{name}") for name in names})
     finally:
         sys.meta_path.remove(finder)
@@ -158,3 +158,52 @@ def test_bypassed_for_a_while(nodes):
         assert paints(both), "a run's last step decides over the next one"
     injection.eject(patcher)
     assert paints(Net()(x))
+
+
+def test_weights_that_a_model_samples_with(nodes, monkeypatch):
+    """As the host stored them before its patches went in, and with the patches of this very MODEL."""
+    module = nodes.transfer
+    stored = torch.full((2, 4), 3.0, dtype=torch.float16)
+    tuned, plain = "diffusion_model.a.weight", "diffusion_model.b.weight"
+    patches = {tuned: [(stored, lambda weight, inplace: weight + 1), "patch"], plain: [(stored, lambda w, inplace: w)]}
+    model = SimpleNamespace(
+        get_key_patches=lambda prefix: {key: patches[key] for key in patches if key.startswith(prefix)}
+    )
+    attention = "mid_block_attentions_0_transformer_blocks_0_attn1_{}"
+    layers = {
+        f"lora_unet_{attention.format('to_q')}": SimpleNamespace(path="diffusion_model.a", shape=(2, 4)),
+        "lora_unet_middle_block_1_transformer_blocks_0_attn1_to_q": SimpleNamespace(
+            path="diffusion_model.a", shape=(2, 4)
+        ),
+        f"lora_unet_{attention.format('to_out_0')}": SimpleNamespace(path="diffusion_model.b", shape=(2, 4)),
+        "lora_unet_conv_in": SimpleNamespace(path="diffusion_model.c", shape=(8, 4, 3, 3)),
+    }
+    monkeypatch.setattr(module, "model_layers", lambda model: layers)
+    monkeypatch.setattr(
+        module.comfy.model_management,
+        "cast_to_device",
+        lambda weight, device, dtype, copy: weight.to(dtype, copy=copy),
+        raising=False,
+    )
+    monkeypatch.setattr(
+        module.comfy.lora, "calculate_weight", lambda found, weight, key: weight * 10 * len(found), raising=False
+    )
+    read = module.HostLayers(model)
+    to_q, to_out = (f"mid_block.attentions.0.transformer_blocks.0.attn1.{end}" for end in ("to_q", "to_out.0"))
+    assert read.shapes == {to_q: (2, 4), to_out: (2, 4)}
+    assert read.weight(to_q).eq(40).all() and read.weight(to_out).eq(3).all() and stored.eq(3).all()
+
+
+def test_what_was_found_out_is_kept_for_the_last_two_models(nodes):
+    between = nodes.transfer.bridge_between
+    sdxl, small = (SimpleNamespace(model=torch.nn.Identity(), patches_uuid=number) for number in (1, 2))
+    bridge = between(sdxl, small, 0.5)
+    clone = SimpleNamespace(model=sdxl.model, patches_uuid=1)
+    assert between(clone, small, 0.5) is bridge
+    assert between(sdxl, small, 0.6).directions == 0.6
+    patched = SimpleNamespace(model=small.model, patches_uuid=3)
+    assert between(sdxl, patched, 0.6) is not between(sdxl, small, 0.6)
+    assert between(small, sdxl, 0.6) is not between(sdxl, small, 0.6)
+    assert len(nodes.transfer._known) == 1, "memory of several pairs"
+    del sdxl, clone
+    assert len(nodes.transfer._known) == 0, "memory of a model that is gone"
