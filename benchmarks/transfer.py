@@ -77,9 +77,8 @@ def distil(pipeline, student: torch.nn.Module, people: list, steps: int, batch: 
     for _ in trange(steps, desc="distilling"):
         chosen = torch.randint(len(latents), (batch,), generator=noise)
         times = torch.randint(1000, (batch,), generator=noise)
-        noisy = pipeline.scheduler.add_noise(
-            latents[chosen], torch.randn(latents[chosen].shape, generator=noise), times
-        )
+        kept = pipeline.scheduler.alphas_cumprod[times].view(-1, 1, 1, 1)
+        noisy = kept.sqrt() * latents[chosen] + (1 - kept).sqrt() * torch.randn(latents[chosen].shape, generator=noise)
         given = (noisy, times, tokens[chosen])
         conditions = {"text_embeds": pooled[chosen], "time_ids": sizes}
         with torch.no_grad():

@@ -7,7 +7,6 @@ U, V: leading singular vectors of the weight W = U S V^T of a layer. dW is never
 the down matrix on the right. Only layers whose leading subspaces are alike in both models are moved.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -20,7 +19,7 @@ from .errors import HyperLoRAError
 from .hyperlora import LoRA
 from .lora import ALPHA, DOWN, UP, Pair, check_fits, diffusers_path, pairs
 from .pruned import match_blocks
-from .subspace import leading, overlap
+from .subspace import Leading, leading, overlap
 
 THRESHOLD = 0.5
 DIRECTIONS = (
@@ -51,7 +50,7 @@ class Passage(NamedTuple):
 class Bridge:
     """What was found out about two models, to be used again for the next LoRA between the same two.
 
-    In half precision on the CPU: for two SDXL models about 0.4 GB for each eighth of `directions`.
+    In half precision on the CPU: for two SDXL models about 0.45 GB for each eighth of `directions`.
     Raises HyperLoRAError unless `directions` lies above 0 and up to 1.
     """
 
@@ -199,7 +198,7 @@ def _counterpart(path: str, blocks: Mapping[str, str]) -> str | None:
 def _passage(source: Tensor, target: Tensor, directions: float) -> Passage:
     """Of a layer whose weights are `source` [out_s, in_s] and `target` [out_t, in_t]."""
     smaller = min(*source.shape, *target.shape)
-    count, compared = math.ceil(directions * smaller), math.ceil(COMPARED * smaller)
+    count, compared = (max(1, round(share * smaller)) for share in (directions, COMPARED))
     same = [one == two for one, two in zip(source.shape, target.shape, strict=True)]
     similarity = None
     if any(same):
@@ -213,7 +212,7 @@ def _passage(source: Tensor, target: Tensor, directions: float) -> Passage:
         # singular vectors come in pairs of any sign: the comparable side tells which
         left = there.left if same[0] else there.right
         signs = ((here.left if same[0] else here.right) * left).sum(0)
-        there = type(there)(*(vectors * torch.where(signs < 0, -1.0, 1.0) for vectors in there))
+        there = Leading(*(vectors * torch.where(signs < 0, -1.0, 1.0) for vectors in there))
     made = []
     for onto, from_, comparable in zip(there, here, same, strict=True):
         onto = onto.to("cpu", torch.float16)
@@ -222,9 +221,9 @@ def _passage(source: Tensor, target: Tensor, directions: float) -> Passage:
 
 
 def _across(side: Side | None, vectors: Tensor, device: str | torch.device) -> Tensor:
-    """vectors [source width, n] -> [target width, n], on the CPU, in their precision."""
+    """vectors [source width, n] -> new ones [target width, n], on the CPU, in their precision."""
     if side is None:
-        return vectors.cpu()
+        return vectors.to("cpu", copy=True)
     onto, from_ = (matrix.to(device, torch.float32) for matrix in side)
     return (onto @ (from_.T @ vectors.to(onto))).to("cpu", vectors.dtype)
 
