@@ -313,6 +313,27 @@ def test_similarity():
     assert read_outcome(workflow, history(outputs=SAVED | report, status="success")).similarity == -0.1
 
 
+def test_a_closed_gate():
+    """Its words are the reason, and a preview of a step before it isn't the picture."""
+    workflow = core() | {"7": node("HyperLoRASimilarity", images=["5", 0], gate="stop"), "8": node("PreviewImage")}
+    preview = {"8": {"images": [{"filename": "crop.png", "subfolder": "", "type": "temp"}]}}
+    closed = {"7": {"text": ["Picture 1: likeness 0.21\nMean 0.21\nThe mean likeness 0.21 is below 0.40: stopped."]}}
+    outcome = read_outcome(workflow, history(outputs=preview | closed, status="success"))
+    assert outcome.final and not outcome.files and outcome.similarity == 0.21
+    assert_sentence(outcome.error, ("HyperLoRASimilarity (7)", "likeness 0.21 is below 0.40", "lower the threshold"))
+    opened = {"7": {"text": ["Picture 1: likeness 0.61\nMean 0.61"]}}
+    assert "Save Image" in read_outcome(workflow, history(outputs=preview | opened, status="success")).error
+    assert read_outcome(workflow, history(outputs=SAVED | preview | opened, status="success")).error is None
+
+
+def test_lists_that_are_no_links():
+    workflow = core()
+    workflow["5"]["inputs"] |= {"tags": [], "prompt": [[0, 1], [2, 3]]}
+    assert find_inputs(workflow, PROMPT) == [Input("2", "text")]
+    assert read_outcome(workflow, history(outputs=SAVED, status="success")).similarity is None
+    assert_sentence(error_of(find_inputs, workflow, PROMPT, ["5.tags"]), ("holds []", "a prompt is a text"))
+
+
 def test_refusal():
     answer = {
         "error": {"message": "Prompt outputs failed validation"},

@@ -1,10 +1,10 @@
 """What a server's history says of a job."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from .workflow import Workflow, title
+from .workflow import Workflow, links, title
 
 # the last words of our own exceptions: they speak of the input, so the same job fails again
 _FINAL = ("HyperLoRAError", "NoFaceError", "MissingPackageError")
@@ -34,10 +34,12 @@ def read_outcome(workflow: Workflow, entry: Mapping[str, Any]) -> Outcome:
     status = entry.get("status") or {}
     messages = dict(status.get("messages", ()))
     outputs = entry.get("outputs", {})
-    files = _files(outputs)
+    gates = [node for node in _meters(workflow) if workflow[node]["inputs"].get("gate", "off") != "off"]
+    # previews of steps before a closed gate aren't what was asked for
+    files = _files(outputs, previews=not gates)
     error, final = _error(workflow, status, messages)
     if error is None and not files:
-        error, final = "The workflow saved no file: it needs a Save Image node that is reached.", True
+        error, final = _nothing_saved(workflow, gates, outputs), True
     return Outcome(error, final, files, _similarity(workflow, outputs), _seconds(messages))
 
 
@@ -67,7 +69,15 @@ def _node_words(workflow: Workflow, node: object) -> str:
     return f"{title(workflow, node)} ({node})" if node in workflow else f"Node {node}"
 
 
-def _files(outputs: Mapping[str, Mapping]) -> tuple[RemoteFile, ...]:
+def _nothing_saved(workflow: Workflow, gates: Sequence[str], outputs: Mapping[str, Mapping]) -> str:
+    for node in gates:
+        words = _text(outputs, node).rpartition("\n")[2]
+        if words and not words.startswith("Mean"):  # the last line of its report, if it did something
+            return f"{_node_words(workflow, node)}: {words.rstrip('.')}. Try other seeds, or lower the threshold."
+    return "The workflow saved no file: it needs a Save Image node that is reached."
+
+
+def _files(outputs: Mapping[str, Mapping], previews: bool) -> tuple[RemoteFile, ...]:
     """Of every kind (pictures, videos...): what is saved; where nothing is, what is previewed."""
     found = [
         RemoteFile(item["filename"], item.get("subfolder", ""), item.get("type", "output"))
@@ -78,24 +88,28 @@ def _files(outputs: Mapping[str, Mapping]) -> tuple[RemoteFile, ...]:
         if isinstance(item, dict) and item.get("filename")
     ]
     saved = [file for file in found if file.type == "output"]
-    return tuple(dict.fromkeys(saved or [file for file in found if file.type == "temp"]))
+    return tuple(dict.fromkeys(saved or [file for file in found if previews and file.type == "temp"]))
 
 
 def _similarity(workflow: Workflow, outputs: Mapping[str, Mapping]) -> float | None:
     """The number of the similarity node: shown by a node behind it, else the mean in its own report (two digits)."""
-    meters = [node for node, spec in workflow.items() if spec["class_type"] == SIMILARITY]
-    shown = [
-        node
-        for node, spec in workflow.items()
-        if any(isinstance(value, list) and value[0] in meters for value in spec["inputs"].values())
-    ]
+    meters = _meters(workflow)
+    shown = [node for node, spec in workflow.items() if any(source in meters for _, source, _ in links(spec))]
     number = r"\s*(-?\d+(?:\.\d+)?(?:e-?\d+)?)\s*"
     for nodes, pattern in ((shown, number), (meters, rf".*^Mean{number}$.*")):
         for node in nodes:
-            text = "".join(part for part in outputs.get(node, {}).get("text", ()) if isinstance(part, str))
-            if match := re.fullmatch(pattern, text, re.MULTILINE | re.DOTALL):
+            if match := re.fullmatch(pattern, _text(outputs, node), re.MULTILINE | re.DOTALL):
                 return float(match[1])
     return None
+
+
+def _meters(workflow: Workflow) -> list[str]:
+    return [node for node, spec in workflow.items() if spec["class_type"] == SIMILARITY]
+
+
+def _text(outputs: Mapping[str, Mapping], node: str) -> str:
+    """What the node shows in words."""
+    return "".join(part for part in outputs.get(node, {}).get("text", ()) if isinstance(part, str))
 
 
 def _seconds(messages: Mapping[str, Mapping]) -> float | None:

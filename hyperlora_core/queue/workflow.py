@@ -133,10 +133,12 @@ def _input_of(workflow: Workflow, role: Role, text: str, node: str, names: Seque
             f'{role.option} "{text}": {title(workflow, node)} ({node}) has no such input. It has: {", ".join(inputs)}.'
         )
     value = inputs[name]
-    if isinstance(value, list):
-        raise HyperLoRAError(
-            f'{role.option} "{text}": this input is connected to {_node_words(workflow, value[0])}. Name an input there.'
-        )
+    for connected, source, _ in links(workflow[node]):
+        if connected == name:
+            raise HyperLoRAError(
+                f'{role.option} "{text}": this input is connected to {_node_words(workflow, source)}. '
+                "Name an input there."
+            )
     if not _is_kind(value, role.kind):
         kind = "a whole number" if role.kind is int else "a text"
         raise HyperLoRAError(f'{role.option} "{text}": this input holds {value!r}, but a {role.what} is {kind}.')
@@ -163,10 +165,10 @@ def _listed(workflow: Workflow, places: Sequence[Input]) -> str:
     return ", ".join(f'{place.node}.{place.name} ("{title(workflow, place.node)}")' for place in places)
 
 
-def _links(spec: Mapping[str, Any]) -> Iterator[tuple[str, str, int]]:
-    """(input, node, output) of each connected input."""
+def links(spec: Mapping[str, Any]) -> Iterator[tuple[str, str, int]]:
+    """(input, node, output) of each connected input; other lists are values, of widgets with several choices, say."""
     for name, value in spec["inputs"].items():
-        if isinstance(value, list) and len(value) == 2:
+        if isinstance(value, list) and list(map(type, value)) == [str, int]:
             yield name, value[0], value[1]
 
 
@@ -183,7 +185,7 @@ def _evident_photo(workflow: Workflow) -> list[Input]:
         source
         for spec in workflow.values()
         if spec["class_type"].startswith("HyperLoRA")
-        for name, source, _ in _links(spec)
+        for name, source, _ in links(spec)
         if name.startswith("photos")
     }
     return [place for place in loaders if place.node in persons] or loaders
@@ -203,13 +205,13 @@ def _evident_prompt(workflow: Workflow) -> list[Input]:
     positive = [
         (link, output)
         for spec in workflow.values()
-        for name, link, output in _links(spec)
+        for name, link, output in links(spec)
         if name == "positive" and "negative" in spec["inputs"]
     ]
     ahead = positive or [
         (link, output)
         for spec in workflow.values()
-        for name, link, output in _links(spec)
+        for name, link, output in links(spec)
         if name in ("conditioning", "guider")
     ]
     while ahead:
@@ -220,10 +222,9 @@ def _evident_prompt(workflow: Workflow) -> list[Input]:
         spec = workflow[node]
         texts = [Input(node, name) for name in PROMPT.names if _fits(workflow, PROMPT, Input(node, name))]
         found |= dict.fromkeys(texts)
-        links = list(_links(spec))
-        positives = [(link, number) for name, link, number in links if name == "positive"]
+        positives = [(link, number) for name, link, number in links(spec) if name == "positive"]
         # a node with both prompts hands the positive one on
-        ahead += positives or [(link, number) for name, link, number in links if name.startswith(_CONDITIONS)]
+        ahead += positives or [(link, number) for name, link, number in links(spec) if name.startswith(_CONDITIONS)]
     return list(found)
 
 
