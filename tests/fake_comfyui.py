@@ -107,7 +107,7 @@ class FakeComfyUI:
             transport.abort()
         await runner.cleanup()
 
-    async def send(self, kind: str, data: dict, client: str | None = None) -> None:
+    async def send(self, kind: str, data: dict | str, client: str | None = None) -> None:
         for name, socket in list(self.sockets.items()):
             if client in (None, name) and not socket.closed:
                 with suppress(ConnectionError):  # the client was killed just now
@@ -215,6 +215,7 @@ class FakeComfyUI:
                 await self.send(kind, messages[-1][1], client)
 
             await note("execution_start")
+            await self.send("pack.news", "not a dict")  # as packs with a front end of their own do, to all clients
             outputs: dict = {}
             try:
                 outputs = await self._execute(prompt_id, prompt, client)

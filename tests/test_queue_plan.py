@@ -257,6 +257,22 @@ def test_journal(tmp_path):
     assert rows[3] == "ben,1,x,1,,,,waiting,"
 
 
+def test_the_journal_is_read_when_nobody_else_writes(tmp_path, monkeypatch):
+    """Another process ends between our opening the file and our having it for ourselves."""
+    with Journal(tmp_path) as journal:
+        (job,) = journal.begin(plan_jobs(core(), INPUTS, PEOPLE[:1], ["x"], [1]))
+    lines = (tmp_path / "journal.jsonl").read_bytes()
+
+    def lock(file) -> bool:
+        event = {"job": job.id, "person": "anna", "prompt_number": 1, "prompt": "x", "seed": 1, "name": job.name}
+        (tmp_path / "journal.jsonl").write_bytes(lines + json.dumps(event).encode() + b"\n")
+        return True
+
+    monkeypatch.setattr("hyperlora_core.queue.journal._lock", lock)
+    with Journal(tmp_path) as journal:
+        assert list(journal.records) == [job.id]
+
+
 def test_a_changed_workflow_overwrites_nothing(tmp_path):
     with Journal(tmp_path) as journal:
         for job in journal.begin(plan_jobs(core(), INPUTS, PEOPLE[:1], ["x"], [1])):

@@ -54,8 +54,6 @@ class Journal:
         try:
             self.out.mkdir(parents=True, exist_ok=True)
             self._file = (self.out / JOURNAL).open("a+b")
-            self._file.seek(0)
-            lines = self._file.read().split(b"\n")
         except OSError as error:
             raise HyperLoRAError(
                 f"Can't write {self.out / JOURNAL}: {error.strerror}. Choose a folder that you may write to (--out)."
@@ -63,6 +61,9 @@ class Journal:
         if not _lock(self._file):
             self._file.close()
             raise HyperLoRAError(f"Another queue is at work in {out}: wait for it, or choose another folder (--out).")
+        # read now only: until it let go of the lock, another process may have written
+        self._file.seek(0)
+        lines = self._file.read().split(b"\n")
         for line in lines:
             self._read(line)
         if lines[-1]:

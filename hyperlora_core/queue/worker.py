@@ -113,7 +113,8 @@ class Worker:
     async def _listen(self, messages: AsyncIterator[dict[str, Any]]) -> None:
         try:
             async for message in messages:
-                self._hear(message["type"], message.get("data") or {})
+                if isinstance(data := message.get("data"), dict):  # other packs send all sorts of things
+                    self._hear(message.get("type", ""), data)
         finally:
             self._bell.set()
 
@@ -122,7 +123,7 @@ class Worker:
         job = next((job for job in self.jobs.values() if job.prompt_id == prompt_id), None)
         if job is None:
             return
-        if kind == "executing" and data["node"] is None:  # its history is there now
+        if kind == "executing" and data.get("node") is None:  # its history is there now
             self._ended.add(prompt_id)
             self._running = ""
             self._bell.set()
