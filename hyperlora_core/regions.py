@@ -42,9 +42,10 @@ def region_mask(mask: Tensor, others: Iterable[Tensor] = ()) -> Tensor:
 
 
 def overlap(one: Tensor, other: Tensor) -> float:
-    """What two masks [n, h, w] share, of the smaller one, 0 to 1; the most of all pictures."""
-    if len(one) != len(other):
-        one, other = one[:1], other[:1]
+    """What two masks [n, h, w] share, of the smaller one, 0 to 1; the most of all pictures. One mask holds for all."""
+    if 1 not in (len(one), len(other)):
+        n = min(len(one), len(other))
+        one, other = one[:n], other[:n]
     one, other = (interpolate(mask[:, None], (GRID, GRID), mode="area") for mask in (one, other))
     shared = torch.minimum(one, other).sum((1, 2, 3))  # (n)
     smaller = torch.minimum(one.sum((1, 2, 3)), other.sum((1, 2, 3)))

@@ -41,6 +41,10 @@ def test_each_picture_of_a_batch_counts_for_itself():
     anna, ben = (torch.stack(sides) for sides in ((box(0, 0.5), box(0.5, 1)), (box(0.5, 1), box(0, 0.5))))
     assert overlap(region_mask(anna), region_mask(ben)) == 0
     assert overlap(region_mask(anna), region_mask(anna)) == 1
+    one_for_all = region_mask(box(0.5, 1))
+    assert overlap(region_mask(anna), one_for_all) == overlap(one_for_all, region_mask(anna)) == 1
+    assert overlap(region_mask(anna[:1]), one_for_all) == 0
+    assert overlap(region_mask(anna), region_mask(ben[[0, 1, 0]])) == 0
 
 
 @pytest.mark.parametrize(
