@@ -2,6 +2,7 @@
 
 import struct
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,16 @@ def read_photo(source: PhotoSource, name: str | None = None) -> np.ndarray:
     raise HyperLoRAError(
         f"{label} is a {type(source).__name__}: pass a path, a PIL image, a numpy array or a tensor [h, w, c]."
     )
+
+
+def read_batch(batch: Sequence[PhotoSource], name: str) -> list[np.ndarray]:
+    """The pictures of a batch (a ComfyUI IMAGE) as `read_photo` gives them; errors call them "`name` 1", "`name` 2"...
+
+    Raises HyperLoRAError for an empty batch.
+    """
+    if len(batch) == 0:
+        raise HyperLoRAError(f"There is no {name} 1: the batch is empty. Connect a picture.")
+    return [read_photo(picture, f"{name} {number}") for number, picture in enumerate(batch, start=1)]
 
 
 def _from_file(path: Path, label: str) -> np.ndarray:

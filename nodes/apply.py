@@ -8,12 +8,13 @@ import comfy.sd
 import folder_paths
 from comfy_api.latest import io
 
-from ..hyperlora_core import HyperLoRAError, Identity, merge_branches, read_photo, save_lora
+from ..hyperlora_core import HyperLoRAError, Identity, merge_branches, save_lora
 from ..hyperlora_core.block_weights import ALIKE, PRESETS, weigh_blocks
 from ..hyperlora_core.compress import compress, describe_errors
 from ..hyperlora_core.hyperlora import LoRA
 from ..hyperlora_core.lora import NAMINGS, check_fits, check_weights
 from ..hyperlora_core.metadata import describe, save_preview
+from ..hyperlora_core.photo import read_batch
 from ..hyperlora_core.schedule import ALWAYS, Schedule
 from .bypass import put_beside
 from .hooks import put_in_time
@@ -275,7 +276,7 @@ class HyperLoRASaveLoRA(io.ComfyNode):
                 "Save Person's LoRA writes one LoRA: connect id_lora (from Generate LoRA), or lora in a workflow of the "
                 "authors' pack, not both."
             )
-        picture = None if preview is None else read_photo(preview[0], "The preview")
+        picture = None if preview is None else read_batch(preview[:1], "Preview")[0]
         saved = given[0] if base_lora is None else merge_branches(given[0], base_lora, 1.0, base_weight)
         text = []
         if rank > 0:

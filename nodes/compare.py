@@ -2,8 +2,9 @@
 
 from comfy_api.latest import io, ui
 
-from ..hyperlora_core import FaceAnalyzer, HyperLoRAError, read_photo
+from ..hyperlora_core import FaceAnalyzer, HyperLoRAError
 from ..hyperlora_core.compare import SIDE, Column, column_labels, comparison, report
+from ..hyperlora_core.photo import read_batch
 from ..hyperlora_core.pictures import image_batch
 from ..hyperlora_core.similarity import likenesses, person_embedding
 from . import host
@@ -77,10 +78,7 @@ class HyperLoRACompare(io.ComfyNode):
             raise HyperLoRAError(f"For scores connect {missing} too, or disconnect {given} to compare without.")
         batches = [b for b in (images_1, images_2, images_3, images_4, images_5, images_6) if b is not None]
         names = column_labels(labels, len(batches))
-        pictures = [
-            [read_photo(picture, f"{name}, picture {number}") for number, picture in enumerate(batch, start=1)]
-            for name, batch in zip(names, batches, strict=True)
-        ]
+        pictures = [read_batch(batch, f"{name}, picture") for name, batch in zip(names, batches, strict=True)]
         scores = score(face_analysis, reference, pictures)
         columns = [Column(*column) for column in zip(names, pictures, scores, strict=True)]
         sheet = image_batch([comparison(columns, picture_size)])

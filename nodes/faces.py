@@ -2,11 +2,12 @@
 
 from comfy_api.latest import io
 
-from ..hyperlora_core import FaceAnalyzer, NoFaceError, read_photo
+from ..hyperlora_core import FaceAnalyzer, NoFaceError
 from ..hyperlora_core.face.choice import CHOICES
 from ..hyperlora_core.face.close_up import around, soften
 from ..hyperlora_core.face.draw import annotate, face_mask
 from ..hyperlora_core.face.providers import PROVIDERS
+from ..hyperlora_core.photo import read_batch
 from ..hyperlora_core.pictures import image_batch, mask_batch
 from . import folders, host
 from .types import CATEGORY, FaceAnalysis, Faces
@@ -108,10 +109,10 @@ class HyperLoRADetectFaces(io.ComfyNode):
     @classmethod
     def execute(cls, face_analysis, image, face: str, face_index: int = 0) -> io.NodeOutput:
         analyzer = FaceAnalyzer(face_analysis)
-        step = host.progress(len(image))
-        photos, faces, annotated, masks = [], [], [], []
-        for number, picture in enumerate(image, start=1):
-            photo = read_photo(picture, f"Picture {number}")
+        photos = read_batch(image, "Picture")
+        step = host.progress(len(photos))
+        faces, annotated, masks = [], [], []
+        for number, photo in enumerate(photos, start=1):
             if face == ALL:
                 found = analyzer.faces(photo)
             else:
@@ -119,7 +120,6 @@ class HyperLoRADetectFaces(io.ComfyNode):
                     found = [analyzer.face(photo, chosen_face(face, face_index), f"Picture {number}")]
                 except NoFaceError:
                     found = []  # a picture without faces is an answer here: count 0 and an empty mask
-            photos.append(photo)
             faces.append(found)
             annotated.append(annotate(photo, found))
             masks.append(face_mask(photo, found))

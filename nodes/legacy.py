@@ -6,6 +6,7 @@ Inputs and outputs stand in their order, under their names. HyperLoRASaveLoRA, t
 from comfy_api.latest import io
 
 from ..hyperlora_core import Identity
+from ..hyperlora_core.photo import read_batch
 from ..hyperlora_core.pictures import image_batch
 from . import folders
 from .apply import apply
@@ -19,7 +20,6 @@ from .legacy_work import (
     faces_of,
     id_condition,
     lora_of,
-    photos_of,
 )
 from .types import CATEGORY, LegacyBaseCondition, LegacyConfig, LegacyFaces, LegacyIDCondition, LegacyLoRA, LegacyModel
 
@@ -164,7 +164,9 @@ class HyperLoRAIDCond(io.ComfyNode):
     def execute(
         cls, hyper_lora: LegacyHyperLoRA, images, face_attr: list, grayscale: bool, remove_background: bool
     ) -> io.NodeOutput:
-        condition, crops = id_condition(hyper_lora, photos_of(images), face_attr, grayscale, remove_background)
+        condition, crops = id_condition(
+            hyper_lora, read_batch(images, "Photo"), face_attr, grayscale, remove_background
+        )
         return io.NodeOutput(condition, image_batch(crops, CROP_SIZE))
 
 
@@ -198,7 +200,7 @@ class HyperLoRABaseCond(io.ComfyNode):
         cls, hyper_lora: LegacyHyperLoRA, images, face_attr: list, crop: bool, crop_scale_LRTB: str, safe_crop: bool
     ) -> io.NodeOutput:
         scale = crop_scale_LRTB if crop else None
-        condition, crops = base_condition(hyper_lora, photos_of(images), face_attr, scale, safe_crop)
+        condition, crops = base_condition(hyper_lora, read_batch(images, "Photo"), face_attr, scale, safe_crop)
         return io.NodeOutput(condition, image_batch(crops, CROP_SIZE))
 
 
@@ -270,7 +272,7 @@ class HyperLoRAFaceAttr(io.ComfyNode):
 
     @classmethod
     def execute(cls, hyper_lora: LegacyHyperLoRA, images) -> io.NodeOutput:
-        return io.NodeOutput(faces_of(hyper_lora, photos_of(images)))
+        return io.NodeOutput(faces_of(hyper_lora, read_batch(images, "Photo")))
 
 
 class HyperLoRAUniLoader(io.ComfyNode):
@@ -305,7 +307,7 @@ class HyperLoRAUniGenerateIDLoRA(io.ComfyNode):
 
     @classmethod
     def execute(cls, hyper_lora: LegacyHyperLoRA, images, grayscale: bool, remove_background: bool) -> io.NodeOutput:
-        photos = photos_of(images)
+        photos = read_batch(images, "Photo")
         faces = faces_of(hyper_lora, photos)
         condition, _ = id_condition(hyper_lora, photos, faces, grayscale, remove_background)
         return io.NodeOutput(lora_of(hyper_lora, condition, "id"))

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ..hyperlora_core import FaceAnalyzer, HyperLoRAError, Identity, PhotoEncoder, read_photo
+from ..hyperlora_core import FaceAnalyzer, HyperLoRAError, Identity, PhotoEncoder
 from ..hyperlora_core.face.analyzer import Face
 from ..hyperlora_core.face.prepare import base_picture, identity_picture
 from ..hyperlora_core.hyperlora import HyperLoRA, LoRA
@@ -51,11 +51,6 @@ def clip_tower(name: str, width: int) -> Path:
             if is_clip_tower(path, width):
                 return path
     return folders.find_clip_tower(width)
-
-
-def photos_of(images) -> list[np.ndarray]:
-    """IMAGE [n, h, w, c] -> uint8 [h, w, 3] each."""
-    return [read_photo(picture, f"Photo {number}") for number, picture in enumerate(images, start=1)]
 
 
 def faces_of(loaded: LegacyHyperLoRA, photos: Sequence[np.ndarray]) -> list[Face]:

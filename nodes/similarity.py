@@ -4,6 +4,7 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..hyperlora_core import FaceAnalyzer, HyperLoRAError
+from ..hyperlora_core.photo import read_batch
 from ..hyperlora_core.similarity import Likeness, likenesses, mean_likeness, person_embedding
 from . import host
 from .types import CATEGORY, FaceAnalysis
@@ -59,7 +60,7 @@ class HyperLoRASimilarity(io.ComfyNode):
     def execute(cls, face_analysis, reference, images, gate: str, threshold: float) -> io.NodeOutput:
         faces = FaceAnalyzer(face_analysis)
         person = person_embedding(faces, list(reference))
-        results = likenesses(faces, person, list(images), host.progress(len(images)))
+        results = likenesses(faces, person, read_batch(images, "Picture"), host.progress(len(images)))
         similarity = mean_likeness(results)
         lines = [f"Picture {number}: {result.words}" for number, result in enumerate(results, start=1)]
         lines.append(f"Mean {similarity:.2f}")

@@ -7,7 +7,7 @@ from PIL import Image
 
 from hyperlora_core import photo as photo_module
 from hyperlora_core.errors import HyperLoRAError
-from hyperlora_core.photo import read_photo
+from hyperlora_core.photo import read_batch, read_photo
 
 
 @pytest.fixture
@@ -198,3 +198,15 @@ def test_bad_input_is_named(source, message):
     with pytest.raises(HyperLoRAError, match=message) as caught:
         read_photo(source, "Photo 2")
     assert str(caught.value).startswith("Photo 2 ")
+
+
+def test_a_batch(picture):
+    batch = torch.from_numpy(np.stack([picture, 255 - picture])).float() / 255
+    first, second = read_batch(batch, "Photo")
+    check(first, picture)
+    check(second, 255 - picture)
+    with pytest.raises(HyperLoRAError, match=r"no Photo 1: the batch is empty\. Connect a picture\."):
+        read_batch(batch[:0], "Photo")
+    batch[1, 0, 0, 0] = float("nan")
+    with pytest.raises(HyperLoRAError, match="B, picture 2 has values"):
+        read_batch(batch, "B, picture")
