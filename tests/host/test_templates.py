@@ -175,10 +175,12 @@ def original(workflow: dict) -> str:
 
 def assert_only_the_face_changed(before: np.ndarray, after: np.ndarray) -> None:
     assert before.shape == after.shape
-    changed = np.abs(before.astype(int) - after).max(axis=2) > 40
+    difference = np.abs(before.astype(int) - after).max(axis=2)
+    changed = difference > 40
     middle = changed[len(changed) // 4 : -len(changed) // 4, len(changed) // 4 : -len(changed) // 4]
     assert middle.mean() > 0.1
-    assert changed[:4].mean() < 0.05 and changed[-4:].mean() < 0.05
+    # around the face to the pixel, but for what saving as uint8 rounds
+    assert (difference[:4] > 2).mean() < 0.05 and (difference[-4:] > 2).mean() < 0.05
 
 
 def test_demo_paints_the_person_that_its_note_offers(server):

@@ -25,7 +25,7 @@ FACE_PASS = [
     ["enlarge", "encode", "only_face"],
     ["gently", "again", "decode_face", "shrink"],
 ]
-PUT_BACK = [["square", "soft_square", "put_back", "save"]]
+PUT_BACK = [["put_back", "save"]]
 
 
 def face_pass(image: str, denoise: float, steps: int) -> dict[str, Node]:
@@ -56,10 +56,6 @@ def face_pass(image: str, denoise: float, steps: int) -> dict[str, Node]:
             {"image": "decode_face.IMAGE", "width": "find.side", "height": "find.side"},
             title="Back to its size",
         ),
-        "square": Node("SolidMask", {"value": 1.0}, {"width": "find.side", "height": "find.side"}),
-        "soft_square": Node(
-            "FeatherMask", dict.fromkeys(("left", "top", "right", "bottom"), 24), {"mask": "square.MASK"}
-        ),
         "put_back": Node(
             "ImageCompositeMasked",
             links={
@@ -67,7 +63,7 @@ def face_pass(image: str, denoise: float, steps: int) -> dict[str, Node]:
                 "source": "shrink.IMAGE",
                 "x": "find.x",
                 "y": "find.y",
-                "mask": "soft_square.MASK",
+                "mask": "find.close_up_mask",
             },
         ),
     }
@@ -111,7 +107,7 @@ found the picture stays as it is.
 **KSampler: the face again**, *denoise*: 0.5 to begin with. Lower keeps more of the first pass; higher looks more like the
 person, and fits the head less.
 
-Only the face is painted, with a soft edge; the rest of the close-up is there to fit it in.
+Only the face is painted and put back, with a soft edge; the rest of the close-up is there to fit it in.
 
 {files_to_get()}""",
     )
