@@ -3,7 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from . import beside_authors, folders
-from .apply import HyperLoRAApply, HyperLoRASaveLoRA
+from .apply import HyperLoRAApply
 from .compare import HyperLoRACompare
 from .demo import HyperLoRALoadDemo, offer_photo
 from .faces import HyperLoRADetectFaces, HyperLoRALoadFaceAnalysis
@@ -17,6 +17,7 @@ from .identity import (
 from .portrait import HyperLoRAPortrait
 from .prompt import HyperLoRATriggerPrompt
 from .region import HyperLoRARegion
+from .save import HyperLoRASaveLoRA
 from .similarity import HyperLoRASimilarity
 from .slider import HyperLoRASlider
 from .transfer import HyperLoRATransfer

@@ -9,8 +9,8 @@ import sys
 
 from comfy_api.latest import io
 
-from .apply import HyperLoRASaveLoRA
 from .legacy import NODES
+from .save import HyperLoRASaveLoRA
 
 SAVE = "HyperLoRASaveLoRA"
 

@@ -67,8 +67,8 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 @contextmanager
-def our_nodes() -> Iterator[dict[str, type]]:
-    """Our node classes by id; their modules lie in sys.modules under PACK meanwhile."""
+def our_pack() -> Iterator[ModuleType]:
+    """The pack, loaded as the host loads it; its modules lie in sys.modules under PACK meanwhile."""
     finder, before = _Finder(), set(sys.modules)
     sys.meta_path.insert(0, finder)
     try:
@@ -77,11 +77,18 @@ def our_nodes() -> Iterator[dict[str, type]]:
         )
         pack = sys.modules[PACK] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(pack)
-        extension = asyncio.run(pack.comfy_entrypoint())
-        nodes = asyncio.run(extension.get_node_list())
-        yield {node.define_schema().node_id: node for node in nodes}
+        yield pack
     finally:
         sys.meta_path.remove(finder)
         for name in set(sys.modules) - before:
             if name.partition(".")[0] in (PACK, *ROOTS):
                 del sys.modules[name]
+
+
+@contextmanager
+def our_nodes() -> Iterator[dict[str, type]]:
+    """Our node classes by id."""
+    with our_pack() as pack:
+        extension = asyncio.run(pack.comfy_entrypoint())
+        nodes = asyncio.run(extension.get_node_list())
+        yield {node.define_schema().node_id: node for node in nodes}

@@ -1,37 +1,22 @@
-"""What regions, hooks, timed bypass and moved LoRAs do with the host's objects, on stand-ins for these."""
+"""What regions, hooks, timed bypass, saving and moved LoRAs do with the host's objects, on stand-ins for these."""
 
 import importlib
-import importlib.util
-import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
 from bad_inputs import assert_sentence
-from places import ROOT
+from pack_without_host import PACK, our_pack
+from safetensors import safe_open
 from test_bypass import PATHS, Net, lora, merged
-from test_words import HostModules
-
-PACK = "pack_on_stand_ins"
 
 
 @pytest.fixture(scope="module")
 def nodes():
     """The modules that know the host, loaded without it."""
-    finder, before = HostModules(), set(sys.modules)
-    sys.meta_path.insert(0, finder)
-    try:
-        spec = importlib.util.spec_from_file_location(
-            PACK, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
-        )
-        sys.modules[PACK] = importlib.util.module_from_spec(spec)
-        names = ("bypass", "hooks", "region", "transfer")
+    with our_pack():
+        names = ("bypass", "hooks", "region", "save", "transfer")
         return SimpleNamespace(**{name: importlib.import_module(f"{PACK}.nodes.{name}") for name in names})
-    finally:
-        sys.meta_path.remove(finder)
-        for name in set(sys.modules) - before:
-            if name.partition(".")[0] in (PACK, *HostModules.ROOTS):
-                del sys.modules[name]
 
 
 @pytest.fixture
@@ -207,3 +192,17 @@ def test_what_was_found_out_is_kept_for_the_last_two_models(nodes):
     assert len(nodes.transfer._known) == 1, "memory of several pairs"
     del sdxl, clone
     assert len(nodes.transfer._known) == 0, "memory of a model that is gone"
+
+
+@pytest.mark.parametrize(("base_weight", "rank"), [(0.0, 4), (0.4, 8)])
+def test_a_base_without_weight_is_left_out_of_the_file(nodes, monkeypatch, tmp_path, base_weight, rank):
+    folders = SimpleNamespace(
+        get_output_directory=lambda: str(tmp_path),
+        get_save_image_path=lambda prefix, folder: (folder, prefix, 1, "", prefix),
+    )
+    monkeypatch.setattr(nodes.save, "folder_paths", folders)
+    (path,) = nodes.save.HyperLoRASaveLoRA.execute("x", lora(0), base_lora=lora(1), base_weight=base_weight)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    assert metadata["ss_network_dim"] == str(rank)
+    assert metadata.get("hyperlora.base_weight") == ("0.4" if base_weight else None)

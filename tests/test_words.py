@@ -1,17 +1,14 @@
 """The words around the code: tooltips, help pages, translations, and what the pages link to and name."""
 
 import ast
-import asyncio
-import importlib.abc
-import importlib.util
+import importlib
 import json
 import re
-import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
-from unittest.mock import MagicMock
+from types import SimpleNamespace
 
 import pytest
+from pack_without_host import Slot, our_nodes
 
 import hyperlora_core
 from hyperlora_core.catalog import load_catalog
@@ -23,93 +20,20 @@ LOCALES = ROOT / "locales"
 LANGUAGES = ("en", "zh")
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "models" / "README.md", *HELP.rglob("*.md")])
 CHINESE = re.compile(r"[\u4e00-\u9fff]")
-PACK = "pack_read_for_its_words"
-
-
-class Slot:
-    """What an input or output says of itself."""
-
-    def __init__(self, id: str | None = None, *_, tooltip: str | None = None, display_name: str | None = None, **__):
-        self.id, self.tooltip, self.name = id, tooltip, display_name or id
-
-
-class Io:
-    """Stands for comfy_api's io: every type has inputs and outputs that remember their words."""
-
-    ComfyNode = object
-    NodeOutput = MagicMock
-    Schema = SimpleNamespace
-    Type = SimpleNamespace(Input=Slot, Output=Slot)
-
-    def Custom(self, _name: str) -> SimpleNamespace:
-        return self.Type
-
-    def __getattr__(self, name: str) -> SimpleNamespace:
-        return self.Type
-
-
-class HostModule(ModuleType):
-    """Any module of ComfyUI, as far as importing our nodes asks for it."""
-
-    def __getattr__(self, name: str):
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return MagicMock()
-
-
-class HostModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Gives an empty host to nodes that are only asked for their schemas."""
-
-    ROOTS = ("comfy", "comfy_api", "comfy_execution", "folder_paths", "server")
-
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in self.ROOTS:
-            return importlib.util.spec_from_loader(name, self, is_package=True)
-        return None
-
-    def create_module(self, spec):
-        module = HostModule(spec.name)
-        if spec.name == "comfy_api.latest":
-            module.io, module.ComfyExtension = Io(), object
-        if spec.name == "folder_paths":
-            module.get_filename_list = module.get_folder_paths = lambda name: []
-        return module
-
-    def exec_module(self, module):
-        pass
-
-
-def read_schemas() -> dict[str, SimpleNamespace]:
-    """The nodes' schemas by id, from the code that ComfyUI runs, without ComfyUI."""
-    finder = HostModules()
-    before = set(sys.modules)
-    sys.meta_path.insert(0, finder)
-    try:
-        spec = importlib.util.spec_from_file_location(
-            PACK, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
-        )
-        pack = sys.modules[PACK] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(pack)
-        extension = asyncio.run(pack.comfy_entrypoint())
-        nodes = asyncio.run(extension.get_node_list())
-        return {schema.node_id: schema for schema in (node.define_schema() for node in nodes)}
-    finally:
-        sys.meta_path.remove(finder)
-        for name in set(sys.modules) - before:
-            if name.partition(".")[0] in (PACK, *HostModules.ROOTS):
-                del sys.modules[name]
 
 
 @pytest.fixture(scope="module")
 def schemas() -> dict[str, SimpleNamespace]:
-    return read_schemas()
+    """The nodes' schemas by id, from the code that ComfyUI runs, without ComfyUI."""
+    with our_nodes() as nodes:
+        return {name: node.define_schema() for name, node in nodes.items()}
 
 
 def words(schema: SimpleNamespace) -> dict:
     """A node's texts in the form of nodeDefs.json."""
 
     def slot(one: Slot) -> dict:
-        return {"name": one.name, "tooltip": one.tooltip}
+        return {"name": one.options.get("display_name", one.id), "tooltip": one.options.get("tooltip")}
 
     return {
         "display_name": schema.display_name,
