@@ -188,3 +188,14 @@ def test_python_examples_parse_and_import_what_exists():
                     module = importlib.import_module(node.module)
                     wrong += [f"{page.name}: {name.name}" for name in node.names if not hasattr(module, name.name)]
     assert wrong == []
+
+
+def test_the_map_names_every_module_and_package():
+    page = text_of(ROOT / "docs" / "architecture.md")
+    library = ROOT / "hyperlora_core"
+    modules = [f"nodes/{path.name}" for path in (ROOT / "nodes").glob("*.py")]
+    modules += [path.name for path in library.glob("*.py") if not path.name.startswith("__")]
+    modules += [f"{path.parent.name}/" for path in library.glob("*/__init__.py")]
+    assert [name for name in modules if f"`{name}`" not in page] == []
+    named = re.findall(r"`(nodes/\w+\.py)`", page)
+    assert [name for name in named if not (ROOT / name).exists()] == []
