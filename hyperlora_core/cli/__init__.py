@@ -14,7 +14,7 @@ COMMANDS = {
     "transfer": "move LoRAs to another base model",
     "download": "fetch weights into a ComfyUI models folder",
     "prepare": "search, judge, cut and caption photos of people for training",
-    "train": "train the demo's models on drawn portraits",
+    "train": "train HyperLoRA stage by stage, and the demo's models",
     "evaluate": "measure likeness and editability on people whom no network has seen",
     "doctor": "say what is installed, found and missing, and how to mend it",
 }

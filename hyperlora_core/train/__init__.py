@@ -1,1 +1,1 @@
-"""Training: one loop (loop.py) on accelerate, and what it trains: the demo world's models on drawn portraits."""
+"""Training: one loop (loop.py) on accelerate, and what it trains: HyperLoRA stage by stage, and the demo's models."""

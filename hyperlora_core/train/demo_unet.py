@@ -37,9 +37,7 @@ class UNetConfig:
     caption_dropout: float  # chance that the caption is empty
     other_sizes: float  # chance that the size conditions name another size, because hosts give what users type
     sizes: tuple[int, ...]
-    face_weight: (
-        float  # weight of the loss inside the face's box, where most of what there is to learn is; 1: as everywhere
-    )
+    face_weight: float  # weight of the loss inside the face's box; 1: as everywhere
     weights: str  # of diffusion.WEIGHTS
     steps_drawn: tuple[float, ...]  # mean and deviation of the steps' logits; empty: all steps alike
     sheet_guidance: float
