@@ -147,7 +147,7 @@ def restyle() -> Workflow:
         nodes={
             **checkpoint_nodes(),
             **person_nodes(),
-            "apply": apply_node(weight=0.7, blocks="soft", start=0.1),
+            "apply": apply_node(weight=0.7, blocks="soft", start=0.1, mode="bypass"),
             **prompt_nodes(
                 "oil painting of a person in a garden, thick brush strokes, impressionism, warm colours",
                 "photo, blurry, low quality, deformed, watermark, text",
@@ -181,7 +181,7 @@ The green nodes are yours to change:
 **KSampler**, *denoise*: 0.65 to begin with. Lower keeps more of the picture, higher follows the prompt more.
 
 **Apply HyperLoRA** gives way to the style: *weight* 0.7 instead of 0.8, *blocks* = soft (less of the skin's surface),
-*start* 0.1. Still too much of a photo: less *weight*. A stranger: more.
+*start* 0.1, and *mode* = bypass, in which a start costs nothing. Still too much of a photo: less *weight*. A stranger: more.
 
 A style LoRA goes before or behind **Apply HyperLoRA**, with core's **Load LoRA**.
 
