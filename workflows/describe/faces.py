@@ -109,6 +109,9 @@ person, and fits the head less.
 
 Only the face is painted and put back, with a soft edge; the rest of the close-up is there to fit it in.
 
+**Empty Latent Image**: leave *batch_size* at 1. The second pass sees the first picture only, and would put its face into
+all of them. For more pictures press **Run** again, or raise the number beside it.
+
 {files_to_get()}""",
     )
 
