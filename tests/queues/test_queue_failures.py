@@ -1,148 +1,22 @@
-"""A queue against a stand-in server: failures, kills and restarts, and that no picture is lost or made twice."""
+"""A queue when something goes wrong: failures, refusals, kills and restarts, and that no picture is lost or made twice."""
 
 import asyncio
 import csv
-import hashlib
 import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable
-from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 from fake_comfyui import FakeComfyUI, JobError
-from places import ROOT
+from queue_runs import WORKFLOW, check, names, post, ran_once, seed_of, started, wait_for
 
 from hyperlora_core.cli import main
-from hyperlora_core.queue import worker
-from hyperlora_core.queue.jobs import Inputs, Job, plan_jobs
-from hyperlora_core.queue.run import run_queue
-from hyperlora_core.queue.watch import Watch
-from hyperlora_core.queue.workflow import Input
-
-WORKFLOW = {
-    "4": {"class_type": "LoadImage", "inputs": {"image": "x.png"}, "_meta": {"title": "Load Image"}},
-    "8": {"class_type": "HyperLoRATriggerPrompt", "inputs": {"prompt": "x"}, "_meta": {"title": "Trigger Prompt"}},
-    "12": {"class_type": "KSampler", "inputs": {"seed": 1, "photo": ["4", 0], "positive": ["8", 0]}},
-    "14": {"class_type": "SaveImage", "inputs": {"images": ["12", 0], "filename_prefix": "demo"}},
-}
-PROMPTS = ("a portrait", "in a forest")
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr(worker, "CHECK", 0.5)
-    monkeypatch.setattr(worker, "RECONNECT", 0.1)
-
-
-@pytest.fixture
-def server(tmp_path):
-    fake = FakeComfyUI(tmp_path / "server")
-    yield fake
-    if fake.thread.is_alive():
-        fake.kill()
-
-
-@pytest.fixture
-def command(tmp_path) -> Callable[..., list[str]]:
-    """The command line for two people, two prompts and `seeds`."""
-    for name in ("anna", "ben"):
-        (tmp_path / "photos").mkdir(exist_ok=True)
-        (tmp_path / "photos" / f"{name}.png").write_text(f"photo of {name}")
-    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
-    (tmp_path / "workflow.json").write_text(json.dumps(WORKFLOW))
-
-    def build(*servers: FakeComfyUI, seeds: str = "1-2", out: str = "out") -> list[str]:
-        files = [str(tmp_path / name) for name in ("workflow.json", "photos", "prompts.txt", out)]
-        urls = [server.url for server in servers]
-        return ["queue", files[0], "--photos", files[1], "--prompts", files[2], "--seeds", seeds, "--out", files[3],
-                "--server", *urls]  # fmt: skip
-
-    return build
-
-
-def names(seeds: int = 2) -> list[str]:
-    return [f"{person}_p{p:02}_s{s}.png" for person in ("anna", "ben") for p in (1, 2) for s in range(1, seeds + 1)]
-
-
-def check(out: Path, seeds: int = 2) -> list[dict]:
-    """All pictures are there, each the right one, nothing else; returns the index."""
-    there = {path.name: path.read_bytes() for path in out.glob("*.png")}
-    assert sorted(there) == sorted(names(seeds))
-    assert len(set(there.values())) == len(there)
-    with (out / "index.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [row["file"] for row in rows] == names(seeds)
-    assert {row["status"] for row in rows} == {"done"}
-    for row in rows:
-        number = int(row["prompt number"])
-        assert row["prompt"] == PROMPTS[number - 1]
-        assert row["file"] == f"{row['identity']}_p{number:02}_s{row['seed']}.png"
-    assert not list(out.glob(".*"))
-    return rows
-
-
-def ran_once(*servers: FakeComfyUI, jobs: int) -> None:
-    ran = sum((server.ran for server in servers[1:]), servers[0].ran)
-    assert len(ran) == jobs and set(ran.values()) == {1}, ran.values()
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it took too long"
-        time.sleep(0.01)
-
-
-@contextmanager
-def started(command: list[str]):
-    """The command in a process of its own."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    arguments = [sys.executable, "-m", "hyperlora_core", *command]
-    process = subprocess.Popen(
-        arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=0
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-
-
-def test_every_job_once(server, command, tmp_path, capsys):
-    assert main(command(server)) == 0
-    check(tmp_path / "out")
-    ran_once(server, jobs=8)
-    said = capsys.readouterr().out
-    assert "8 of 8 jobs are done" in said and "Load Image (4).image" in said and "[8/8]" in said
-    # each photo once, under a name that is nobody's; a person's jobs in a row, so that the identity is cached
-    assert sorted(server.uploads) == sorted(
-        hashlib.sha256(f"photo of {name}".encode()).hexdigest()[:32] + ".png" for name in ("anna", "ben")
-    )
-    photos = [prompt["4"]["inputs"]["image"] for prompt in server.order]
-    assert photos == sorted(photos, key=photos.index) and photos[0].startswith("hyperlora_queue/")
-    assert server.ids() == []
-    # again: nothing to do, and the server isn't asked
-    server.kill()
-    assert main(command(server)) == 0
-    assert "8 of 8 jobs are done, 8 of them from earlier runs" in capsys.readouterr().out
-
-
-def test_what_is_added_is_done_and_what_is_deleted_is_fetched(server, command, tmp_path):
-    assert main(command(server, seeds="1")) == 0
-    (tmp_path / "out" / "anna_p01_s1.png").unlink()
-    (tmp_path / "out" / "ben_p02_s1.png").write_bytes(b"half")
-    assert main(command(server)) == 0
-    check(tmp_path / "out")
-    ran_once(server, jobs=8)
 
 
 def test_a_lost_journal(server, command, tmp_path):
@@ -168,20 +42,6 @@ def test_pictures_deleted_on_the_server_and_here(server, command, tmp_path, caps
     server.start()
     assert main(command(server, seeds="1")) == 0
     check(tmp_path / "out", seeds=1)
-
-
-def test_a_photo_of_this_name_on_the_server_is_left_alone(server, command, tmp_path):
-    digest = hashlib.sha256(b"photo of anna").hexdigest()[:32]
-    there = server.folder / "input" / "hyperlora_queue" / f"{digest}.png"
-    there.parent.mkdir()
-    there.write_text("an upload that broke off")
-    assert main(command(server)) == 0
-    assert there.read_text() == "an upload that broke off"
-    assert f"hyperlora_queue/{digest} (1).png" in {prompt["4"]["inputs"]["image"] for prompt in server.order}
-
-
-def seed_of(prompt: dict) -> int:
-    return prompt["12"]["inputs"]["seed"]
 
 
 def test_failures_are_tried_again(server, command, tmp_path, capsys):
@@ -393,15 +253,6 @@ def test_killed_with_several_servers(server, command, tmp_path):
     ran_once(server, other, jobs=8)
 
 
-def post(server: FakeComfyUI, seed: int) -> str:
-    """Somebody else's job."""
-    workflow = {node: spec for node, spec in WORKFLOW.items() if node != "4"}
-    workflow["12"] = {"class_type": "KSampler", "inputs": {"seed": seed}}
-    body = json.dumps({"prompt": workflow, "client_id": "somebody else"}).encode()
-    with urllib.request.urlopen(urllib.request.Request(f"{server.url}/prompt", body, method="POST")) as answer:
-        return json.load(answer)["prompt_id"]
-
-
 @pytest.mark.skipif(os.name == "nt", reason="no signals to send")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stopped(server, command, tmp_path, number):
@@ -423,22 +274,6 @@ def test_stopped(server, command, tmp_path, number):
     check(tmp_path / "out")
 
 
-def test_similarity_in_the_index(server, command, tmp_path):
-    meter = {"class_type": "HyperLoRASimilarity", "inputs": {"images": ["12", 0]}}
-    (tmp_path / "workflow.json").write_text(json.dumps(WORKFLOW | {"15": meter}))
-    assert main(command(server)) == 0
-    assert {row["similarity"] for row in check(tmp_path / "out")} == {"0.63"}
-
-
-def test_several_pictures_of_a_job(server, command, tmp_path):
-    second = {"class_type": "SaveImage", "inputs": {"images": ["12", 0], "filename_prefix": "second"}}
-    (tmp_path / "workflow.json").write_text(json.dumps(WORKFLOW | {"16": second}))
-    assert main(command(server, seeds="1")) == 0
-    files = [row["file"] for row in csv.DictReader((tmp_path / "out" / "index.csv").read_text().splitlines())]
-    assert files[:3] == ["anna_p01_s1_1.png", "anna_p01_s1_2.png", "anna_p02_s1_1.png"] and len(files) == 8
-    assert all((tmp_path / "out" / file).exists() for file in files)
-
-
 def test_a_workflow_of_which_the_server_ignores_a_part(server, command, capsys):
     """It says so in an answer that otherwise looks like success."""
     reasons = [{"message": "Value not in list", "details": "ckpt_name: x not in []"}]
@@ -447,34 +282,6 @@ def test_a_workflow_of_which_the_server_ignores_a_part(server, command, capsys):
     assert main(command(server)) == 2
     assert "CheckpointLoaderSimple (20): Value not in list: ckpt_name: x not in []" in capsys.readouterr().err
     wait_for(lambda: not server.ids())
-
-
-def test_progress(server, tmp_path):
-    told = []
-
-    class Teller(Watch):
-        def progress(self, server: str, job: Job, node: str, value: float, total: float) -> None:
-            told.append((server, job.name, node, value, total))
-
-    place = Inputs([], [], [Input("12", "seed")])
-    (server.folder / "input" / "x.png").write_text("there already")
-    jobs = plan_jobs(WORKFLOW, place, seeds=[1, 2])
-    asyncio.run(run_queue(WORKFLOW, place, jobs, [server.url], tmp_path / "out", watch=Teller()))
-    assert [one for one in told if one[1] == "s2"] == [(server.url, "s2", "KSampler", step, 4) for step in range(4)]
-
-
-def test_seeds_alone(server, tmp_path, capsys):
-    """Whatever doesn't vary stays as it is."""
-    (server.folder / "input" / "x.png").write_text("there already")
-    (tmp_path / "w.json").write_text(json.dumps(WORKFLOW))
-    out = tmp_path / "out"
-    assert (
-        main(["queue", str(tmp_path / "w.json"), "--seeds", "5,7", "--out", str(out), "--server", server.url[7:]]) == 0
-    )
-    assert sorted(path.name for path in out.glob("*.png")) == ["s5.png", "s7.png"]
-    assert [prompt["8"]["inputs"]["prompt"] for prompt in server.order] == ["x", "x"]
-    assert main(["queue", str(tmp_path / "w.json"), "--out", str(out)]) == 2
-    assert "Nothing varies" in capsys.readouterr().err
 
 
 def test_no_server(command, tmp_path, capsys, server):
@@ -523,51 +330,3 @@ def test_a_full_disk(server, command, tmp_path, monkeypatch, capsys):
     wait_for(lambda: not server.ids())
     assert main(command(server)) == 0
     check(tmp_path / "out")
-
-
-def doc_code(heading: str) -> str:
-    text = (ROOT / "docs" / "queue.md").read_text(encoding="utf-8").partition(f"## {heading}\n")[2]
-    return text.partition("```python\n")[2].partition("```")[0]
-
-
-def test_ten_lines_of_plain_http(server, tmp_path, monkeypatch):
-    """As the page has them, but for the address and the folder."""
-    (server.folder / "input" / "hyperlora_demo_person.png").write_text("a photo")
-    lines = doc_code("With a client of your own")
-    assert len([line for line in lines.splitlines() if line and not line.startswith("import")]) <= 10
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(time, "sleep", lambda _seconds: None)
-    workflow = ROOT / "workflows" / "api" / "demo.json"
-    exec(lines.replace("http://127.0.0.1:8188", server.url).replace("workflows/api/demo.json", str(workflow)), {})
-    assert [path.name for path in tmp_path.glob("*.png")] == ["hyperlora_demo_00001_.png"]
-    assert seed_of(server.order[0]) == 7
-
-
-def test_the_example_in_python(server, command, tmp_path, monkeypatch, capsys):
-    command(server)
-    monkeypatch.chdir(tmp_path)
-    workflow = ROOT / "workflows" / "api" / "demo.json"
-    code = doc_code("From Python").replace("http://127.0.0.1:8188", server.url)
-    exec(code.replace("workflows/api/demo.json", str(workflow)), {})
-    assert capsys.readouterr().out == "4 {} out/index.csv\n"
-    assert len(list((tmp_path / "out").glob("*.png"))) == 4
-
-
-def test_it_starts_without_torch(server, command, tmp_path):
-    code = (
-        "import sys; from hyperlora_core.cli import main; code = main(sys.argv[1:]); "
-        "assert not {'torch', 'PIL', 'numpy', 'safetensors'} & sys.modules.keys(), 'heavy'; sys.exit(code)"
-    )
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    arguments = [sys.executable, "-c", code, *command(server)]
-    result = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=60)
-    assert result.returncode == 0, result.stderr
-    check(tmp_path / "out")
-
-
-def test_without_aiohttp(server, command, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "aiohttp", None)
-    for name in ("client", "run", "worker"):
-        monkeypatch.delitem(sys.modules, f"hyperlora_core.queue.{name}", raising=False)
-    assert main(command(server)) == 2
-    assert "needs aiohttp" in (said := capsys.readouterr().err) and "pip install aiohttp" in said
