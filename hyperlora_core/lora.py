@@ -107,7 +107,7 @@ def check_fits(lora: Mapping[str, Tensor], layers: Mapping[str, tuple[int, ...]]
                 f"{key} is {up.shape[0]} x {down.shape[1]}, the model's layer {' x '.join(map(str, layers[key]))}"
             )
     if unknown or wrong:
-        count = len(lora) // 3
+        count = sum(name.endswith(DOWN) for name in lora)
         what = f"{len(unknown)} of {count} layers don't exist there, e.g. {unknown[0]}" if unknown else wrong[0]
         raise HyperLoRAError(
             f"This LoRA doesn't fit {model}: {what}. "
