@@ -2,6 +2,8 @@
 
 from comfy_api.latest import io
 
+from ..hyperlora_core import Identity
+from ..hyperlora_core.hyperlora import LoRA
 from . import folders, host
 from .types import CATEGORY, HyperLoRAModel, IdentityType
 
@@ -78,15 +80,16 @@ class HyperLoRAGenerateLoRA(io.ComfyNode):
         return io.NodeOutput(*generate(hyperlora, identity))
 
 
-def generate(loaded: host.LoadedHyperLoRA, identity) -> tuple[dict, dict | None]:
-    """ID and base LoRA on the CPU, where LORA_MODEL wires expect them; base is None without a base branch."""
+def generate(loaded: host.LoadedHyperLoRA, identity: Identity) -> tuple[LoRA, LoRA | None]:
+    """ID and base LoRA; base is None without a base branch."""
     hyper = loaded.hyper
     identity.require_checkpoint(hyper)
+    base = None
+    if hyper.has_base and identity.base_coefficients is not None:
+        base = on_cpu(hyper.lora(identity.base_coefficients, "base"))
+    return on_cpu(hyper.lora(identity.coefficients, "id")), base
 
-    def lora(coefficients, branch):
-        return {name: tensor.cpu() for name, tensor in hyper.lora(coefficients, branch).items()}
 
-    base = (
-        lora(identity.base_coefficients, "base") if hyper.has_base and identity.base_coefficients is not None else None
-    )
-    return lora(identity.coefficients, "id"), base
+def on_cpu(lora: LoRA) -> LoRA:
+    """As LORA_MODEL wires expect it."""
+    return {name: tensor.cpu() for name, tensor in lora.items()}

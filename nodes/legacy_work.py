@@ -13,6 +13,7 @@ from ..hyperlora_core.face.prepare import base_picture, identity_picture
 from ..hyperlora_core.hyperlora import HyperLoRA, LoRA
 from ..hyperlora_core.vision import is_clip_tower
 from . import folders, host
+from .generate import on_cpu
 
 WHOLE_PHOTO = (1e6, 1e6, 1e6, 1e6)  # crop factors that reach every edge
 
@@ -111,7 +112,7 @@ def of_checkpoint(hyper: HyperLoRA, coefficients: torch.Tensor, photo_count: int
 def lora_of(loaded: LegacyHyperLoRA, condition: Identity, branch: str) -> LoRA:
     """The branch's LoRA, on the CPU. Raises HyperLoRAError for a condition from another checkpoint."""
     condition.require_checkpoint(loaded.hyper)
-    return {name: tensor.cpu() for name, tensor in loaded.hyper.lora(condition.coefficients, branch).items()}
+    return on_cpu(loaded.hyper.lora(condition.coefficients, branch))
 
 
 def check_faces(photos: Sequence[np.ndarray], faces: Sequence[Face]) -> None:

@@ -5,6 +5,7 @@ from comfy_api.latest import io
 from ..hyperlora_core import Identity
 from ..hyperlora_core.slider import AMOUNT, slider_lora
 from . import host
+from .generate import on_cpu
 from .types import CATEGORY, HyperLoRAModel, IdentityType
 
 
@@ -46,7 +47,6 @@ class HyperLoRASlider(io.ComfyNode):
         cls, hyperlora: host.LoadedHyperLoRA, identity_from: Identity, identity_to: Identity, amount: float
     ) -> io.NodeOutput:
         def lora(branch: str):
-            mixed = slider_lora(hyperlora.hyper, identity_from, identity_to, amount, branch)
-            return {name: tensor.cpu() for name, tensor in mixed.items()}
+            return on_cpu(slider_lora(hyperlora.hyper, identity_from, identity_to, amount, branch))
 
         return io.NodeOutput(lora("id"), lora("base") if hyperlora.hyper.has_base else None)
