@@ -1,4 +1,4 @@
-"""Files appear whole or not at all."""
+"""Files appear whole or not at all; and the endings of those that are photos."""
 
 import os
 import tempfile
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ASIDE = ".part"  # ending of files that are being written
+# endings of photos; formats that can't be read everywhere are listed too, so that such files are reported, not passed over
+PICTURES = ("jpg", "jpeg", "jfif", "png", "webp", "bmp", "tif", "tiff", "gif", "avif", "heic", "heif")
 
 
 @contextmanager

@@ -11,8 +11,6 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .errors import HyperLoRAError
 
-# endings of photos; formats that can't be read everywhere are listed too, so that such files are reported, not passed over
-PICTURES = ("jpg", "jpeg", "jfif", "png", "webp", "bmp", "tif", "tiff", "gif", "avif", "heic", "heif")
 MAX_PIXELS = 100_000_000  # larger photos are scaled down: 300 MB of pixels add nothing to a 224 px face
 MAX_SIDE = 4096  # what they are scaled down to
 MIN_SIDE = 32  # less than that can't hold a face

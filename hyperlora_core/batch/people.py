@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import HyperLoRAError
-from ..photo import PICTURES
+from ..files import PICTURES
 
 NAME_BYTES = 150  # of a file name, so that endings and temporary names fit into the 255 that file systems allow
 # Windows opens devices under these names, whatever the ending

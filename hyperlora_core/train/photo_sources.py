@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import HyperLoRAError
-from ..photo import PICTURES
+from ..files import PICTURES
 
 SHARDS = ("tar", "tar.gz", "tgz", "tar.zst")
 
