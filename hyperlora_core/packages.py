@@ -10,6 +10,7 @@ PIP_NAMES = {
     "onnxruntime": "onnxruntime",
     "open_clip": "open-clip-torch",
     "diffusers": "diffusers transformers accelerate peft",
+    "cv2": "opencv-python",
     "ray": '"ray[data]"',
     "transformers": "transformers",
 }

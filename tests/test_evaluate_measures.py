@@ -1,5 +1,6 @@
 """The evaluation's numbers, on cases that can be worked out by hand."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -101,17 +102,18 @@ PROMPTS = ("portrait of a person with glasses, blue background, red shirt", "por
 
 def hand_made(seen, embeddings, clip=None):
     """Readings of two people's two pictures each."""
-    return Readings(np.array(embeddings, float), seen, np.ones((4, 1)) if clip is None else np.array(clip, float))
+    embeddings, clip = np.array(embeddings, float), np.ones((4, 1)) if clip is None else np.array(clip, float)
+    return Readings(embeddings, seen, clip, clip * embeddings.any(1)[:, None], np.arange(4.0))
 
 
 def person(name):
     picture = np.zeros((2, 2, 3), np.uint8)
     looks = {"background": "pink", "shirt": "white"}
-    return Person(name, (picture,), looks, picture, {"scenes": PROMPTS}, (picture, picture), (1, 2))
+    return Person(name, (picture,), looks, picture, {"scenes": PROMPTS}, (picture, picture), (1, 2), ("0", "1"))
 
 
 def test_scores_of_two_people():
-    people, known = [person("a"), person("b")], Known(AXES[:2], AXES[[0, 2]])
+    people, known = [person("a"), person("b")], Known(AXES[:2], AXES[[0, 2]], np.full((2, 1), 0.8))
     good = {"glasses": "yes", "background": "blue", "shirt": "red"}
     base_seen = [good, {"background": "green"}, {**good, "glasses": "no"}, {"background": "pink"}]
     none = score_pictures(people, "scenes", hand_made(base_seen, [AXES[2]] * 4), known)
@@ -124,13 +126,23 @@ def test_scores_of_two_people():
     # the third picture shows no face
     method = hand_made(seen, [AXES[0], AXES[1], np.zeros(3), AXES[1]], clip=[[1], [1], [0.5], [0.5]])
     base = hand_made(base_seen, [AXES[2]] * 4)
-    rows = score_pictures(people, "scenes", method, known, base)
+    texts = {PROMPTS[0]: np.array([0.5]), PROMPTS[1]: np.array([0.25])}
+    rows = score_pictures(people, "scenes", method, known, base, texts)
     truth = score_pictures(people, "scenes", hand_made(seen, [AXES[0], AXES[0], AXES[1], AXES[1]]), known)
-    figures = {name: estimate(of).value for name, of in measured(rows, none, truth, edits=True).items()}
+    kinds = {PROMPTS[0]: "accessories", PROMPTS[1]: "background"}
+    figures = {name: estimate(of).value for name, of in measured(rows, none, truth, edits=True, kinds=kinds).items()}
     assert [[score.rank for score in row] for row in rows] == [[1, 2], [2, 1]]
     assert figures["retrieval"] == 0.5 and figures["faces"] == 0.75 and figures["cosine"] == 0.5
     assert figures["similarity"] == pytest.approx(0.5)  # cosines 0 without, 1 true
     assert figures["CLIP-I"] == pytest.approx(0.75)
+    # texts 0.5 and 0.25, pictures 1, 1 and 0.5, 0.5
+    assert figures["CLIP-T"] == pytest.approx((0.5 + 0.25 + 0.25 + 0.125) / 4)
+    assert figures["CLIP-T, accessories"] == pytest.approx((0.5 + 0.25) / 2)
+    assert figures["CLIP-T, background"] == pytest.approx((0.25 + 0.125) / 2)
+    # the first photos are axis 0 and axis 2; a picture without a face counts 0
+    assert figures["ID Sim"] == pytest.approx(1 / 4)
+    assert figures["fidelity"] == pytest.approx(0.8 * (1 + 1 + 0 + 0.5) / 4)
+    assert figures["sharpness"] == 1.5
     assert figures["prompt"] == pytest.approx(6 / 8)  # asked: 3 + 1 of each person; wrong: one shirt, one background
     # the base model has 3 + 1 and 2 + 0 right; kept: 2 + 1 and 1 (the shirt)
     assert figures["editability"] == pytest.approx(4 / 6)
@@ -139,6 +151,13 @@ def test_scores_of_two_people():
     assert figures["carried"] == pytest.approx(2 / 8)  # a's white shirt once, b's pink background once
     assert rows[0][0].copied == pytest.approx(0, abs=1e-6) and np.isnan(rows[1][0].copied)
     assert "editability" not in measured(rows, none, truth, edits=False)
+    # photographs: nobody reads colours, there is no other true picture, and no gallery photo
+    photographed = [dataclasses.replace(of, looks={}, gallery=None) for of in people]
+    alone = score_pictures(photographed, "scenes", method._replace(looks=[None] * 4), known)
+    without = {name: estimate(of).value for name, of in measured(alone, None, None, edits=True).items()}
+    assert not {"similarity", "editability"} & set(without)
+    assert all(np.isnan(without[name]) for name in ("prompt", "carried", "copy-paste", "CLIP-I", "CLIP-T"))
+    assert without["ID Sim"] == figures["ID Sim"]
 
 
 def test_people_are_the_seeds_and_nothing_they_are_asked_for_is_in_their_photo():

@@ -1,16 +1,28 @@
-"""hyperlora evaluate: how well the method works, measured on people whom no network has seen."""
+"""hyperlora evaluate: how well a method works, measured on drawn people whom no network has seen, or on photos."""
 
+import dataclasses
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from tqdm import tqdm
 
 from ..errors import HyperLoRAError
-from ..evaluate.protocol import FULL, SHIPPED, Method, Protocol, chosen_methods, load_protocol
+from ..evaluate.photo_people import PROMPTS
+from ..evaluate.protocol import FULL, ID_ONLY, NONE, SCENES, SHIPPED, Method, Protocol, chosen_methods, load_protocol
+
+if TYPE_CHECKING:
+    from ..encode import PhotoEncoder
+    from ..evaluate.instruments import Instruments
+    from ..evaluate.paint import Painter
+    from ..evaluate.people import Person
+    from ..evaluate.run import Progress
+
+SEEDS = "1-4"  # four pictures of a prompt, as in the paper
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -26,15 +38,14 @@ def add_arguments(parser: ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=FOLDER",
-        help="another HyperLoRA trained for the demo, as a row of its own; may be repeated",
+        help="another HyperLoRA, as a row of its own; may be repeated. With --photos: fidelity, edit, or a path",
     )
     parser.add_argument(
         "--as",
         nargs="+",
-        default=[FULL],
         dest="ways",
         metavar="NAME",
-        help=f"the methods by which --checkpoint's are measured (default: {FULL})",
+        help=f"the methods by which --checkpoint's are measured (default: {FULL}; with --photos {ID_ONLY})",
     )
     parser.add_argument("--protocol", type=Path, default=SHIPPED, metavar="FILE", help="prompts and methods, as JSON")
     parser.add_argument("--steps", type=int, default=20)
@@ -45,70 +56,204 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: PyTorch's choice)")
     parser.add_argument("--overwrite", action="store_true", help="paint again what was painted with other settings")
+    photos = parser.add_argument_group("people in photos, in place of drawn ones")
+    photos.add_argument(
+        "--photos", type=Path, metavar="FOLDER", help="each folder in it is a person, and so is each photo there"
+    )
+    photos.add_argument(
+        "--pictures",
+        action="append",
+        default=[],
+        metavar="NAME=FOLDER[#N]",
+        help="a method's pictures, PERSON_p01_s1.png as hyperlora queue names them (#N: the Nth of each job); the name "
+        f'"{NONE}" is for those without a person',
+    )
+    photos.add_argument("--base", metavar="FILE", help="SDXL checkpoint or diffusers folder: paint --checkpoint's here")
+    photos.add_argument("--prompts", type=Path, default=PROMPTS, metavar="FILE", help="default: ten of ours")
+    photos.add_argument("--seeds", metavar="SEEDS", help=f"1-4, or 1,2,10-20 (default: the pictures', else {SEEDS})")
+    photos.add_argument(
+        "--recognition",
+        metavar="FILE",
+        help="the network of ID Sim, .onnx or TorchScript, such as CurricularFace (default: the face pack's, with a warning)",
+    )
+    photos.add_argument(
+        "--measuring-clip", metavar="FILE", help="whole CLIP with image and text tower (default: --clip's, or ViT-L/14)"
+    )
+    photos.add_argument("--models-folder", metavar="DIR", help="ComfyUI's models folder (default: found)")
+    photos.add_argument("--face-pack", metavar="DIR", help="default: antelopev2 in the models folder")
+    photos.add_argument("--clip", metavar="FILE", help="HyperLoRA's CLIP (default: ViT-L/14 in the models folder)")
+    photos.add_argument("--provider", default="auto", help="onnxruntime's for faces (default: %(default)s)")
+
+
+class Setup(NamedTuple):
+    """What an evaluation is made of."""
+
+    people: list["Person"]
+    methods: list[Method]
+    protocol: Protocol
+    painter: "Painter | None"
+    encoders: dict[str, "PhotoEncoder"]
+    instruments: "Instruments"
+    settings: dict[str, object]
 
 
 def run(arguments: Namespace) -> int:
     """Run the command."""
-    from ..evaluate.paint import Painter
-    from ..evaluate.people import drawn_people
     from ..evaluate.report import write_report
     from ..evaluate.run import Evaluation
-    from ..locate import demo_folder
-    from ..pipeline import load_pipeline
 
     if min(arguments.steps, arguments.batch) < 1:
         raise HyperLoRAError(f"--steps {arguments.steps} and --batch {arguments.batch} must be at least 1.")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    protocol = load_protocol(arguments.protocol)
-    methods = _methods(arguments, protocol)
-    encoders, instruments = _open(methods, arguments.device)
-    painter = Painter(load_pipeline(demo_folder(), device=arguments.device), arguments.steps, arguments.cfg)
     with _bars() as progress:
-        people = drawn_people(
-            arguments.people,
-            max(1, *(method.photos for method in methods)),
-            protocol.prompts,
-            protocol.chances,
-            arguments.seed,
-            lambda done, total: progress("drawing people", done, total),
-        )
+        setup = _drawn(arguments, progress) if arguments.photos is None else _photographed(arguments)
         evaluation = Evaluation(
-            people,
-            methods,
-            protocol,
-            painter,
-            encoders,
-            instruments,
+            setup.people,
+            setup.methods,
+            setup.protocol,
+            setup.painter,
+            setup.encoders,
+            setup.instruments,
             arguments.out,
             arguments.seed,
             arguments.batch,
             arguments.overwrite,
         )
         results = evaluation.run(progress)
-    settings = {"seed": arguments.seed, **painter.settings, "methods": [vars(method) for method in methods]}
-    print(write_report(arguments.out, results, protocol.comparisons, settings, arguments.seed))
-    print(f"Written to {arguments.out}: table.md, results.json, results.csv, grid_1.png ..., pictures/")
+    settings = {
+        **setup.settings,
+        **(setup.painter.settings | {"batch": arguments.batch} if setup.painter else {}),
+        "methods": [vars(method) for method in setup.methods],
+    }
+    print(write_report(arguments.out, results, setup.protocol.comparisons, settings, arguments.seed))
+    print(f"Written to {arguments.out}: report.html, table.md, results.json, results.csv, grid_1.png ...")
     return 0
 
 
-def _methods(arguments: Namespace, protocol: Protocol) -> list[Method]:
+def _drawn(arguments: Namespace, progress: "Progress") -> Setup:
+    from ..evaluate.paint import Painter
+    from ..evaluate.people import drawn_people
+    from ..locate import demo_folder
+    from ..pipeline import load_pipeline
+
+    if arguments.pictures or arguments.base:
+        raise HyperLoRAError("--pictures and --base go with --photos FOLDER: name the folder of the people's photos.")
+    protocol = load_protocol(arguments.protocol)
+    methods = chosen_methods(
+        protocol,
+        arguments.methods,
+        _checkpoints(arguments),
+        arguments.ways or [FULL],
+        arguments.id_weight,
+        arguments.base_weight,
+    )
+    encoders, instruments = _open_demo(methods, arguments.device)
+    painter = Painter(load_pipeline(demo_folder(), device=arguments.device), arguments.steps, arguments.cfg)
+    people = drawn_people(
+        arguments.people,
+        max(1, *(method.photos for method in methods)),
+        protocol.prompts,
+        protocol.chances,
+        arguments.seed,
+        lambda done, total: progress("drawing people", done, total),
+    )
+    return Setup(people, methods, protocol, painter, encoders, instruments, {"seed": arguments.seed})
+
+
+def _photographed(arguments: Namespace) -> Setup:
+    from ..evaluate.paint import Painter
+    from ..evaluate.photo_people import given_methods, photographed_people, read_kinds, seeds_of
+    from ..locate import DEFAULT
+    from ..pipeline import load_pipeline
+    from ..queue.jobs import parse_seeds, read_prompts
+
+    methods = given_methods(arguments.pictures)
+    if not (methods or arguments.base):
+        raise HyperLoRAError("There is nothing to measure: give --pictures NAME=FOLDER, or --base FILE to paint here.")
+    if arguments.methods or (arguments.checkpoint and not arguments.base):
+        raise HyperLoRAError(
+            "With --photos, pictures are painted by --base FILE, --checkpoint NAME=FOLDER and --as NAME."
+        )
+    prompts = read_prompts(arguments.prompts)
+    seeds = parse_seeds(arguments.seeds) if arguments.seeds else seeds_of(methods) or parse_seeds(SEEDS)
+    protocol = load_protocol(arguments.protocol)
+    sets = {**protocol.prompts, SCENES: [[prompt] for prompt in prompts for _ in seeds]}
+    if arguments.base:
+        painted = chosen_methods(
+            dataclasses.replace(protocol, prompts=sets),
+            [],
+            _checkpoints(arguments) or {DEFAULT: DEFAULT},
+            arguments.ways or [ID_ONLY],
+            arguments.id_weight,
+            arguments.base_weight,
+        )
+        given = {method.name for method in methods}
+        methods = [method for method in painted if method.name != NONE or NONE not in given] + methods
+        if both := [method.name for method in painted if method.name in given - {NONE}]:
+            raise HyperLoRAError(
+                f'Two rows would be called "{both[0]}": give the pictures or the checkpoint another name.'
+            )
+    rows = [method.name for method in methods if method.name != NONE]
+    protocol = dataclasses.replace(
+        protocol,
+        prompts=sets,
+        comparisons=tuple((rows[0], other) for other in rows[1:]),
+        kinds=read_kinds(arguments.prompts),
+    )
+    people = photographed_people(
+        arguments.photos,
+        prompts,
+        seeds,
+        max(1, *(method.photos for method in methods)),
+        {name: tuple(choices[0] for choices in of) for name, of in protocol.prompts.items() if name != SCENES},
+    )
+    encoders, instruments = _open(methods, arguments)
+    painter = None
+    if arguments.base:
+        painter = Painter(load_pipeline(arguments.base, device=arguments.device), arguments.steps, arguments.cfg)
+    settings = {"seeds": " ".join(map(str, seeds)), "prompts": prompts}
+    return Setup(people, methods, protocol, painter, encoders, instruments, settings)
+
+
+def _checkpoints(arguments: Namespace) -> dict[str, str]:
     checkpoints = {}
     for text in arguments.checkpoint:
         name, equals, folder = text.partition("=")
         if not (name and equals and folder):
             raise HyperLoRAError(f"--checkpoint {text} isn't NAME=FOLDER.")
         checkpoints[name] = folder
-    return chosen_methods(
-        protocol, arguments.methods, checkpoints, arguments.ways, arguments.id_weight, arguments.base_weight
+    return checkpoints
+
+
+def _open(methods: list[Method], arguments: Namespace) -> tuple[dict[str, "PhotoEncoder"], "Instruments"]:
+    """The encoders of all checkpoints, and the measuring instruments for photographs."""
+    from ..evaluate.clip import ClipView
+    from ..evaluate.instruments import Instruments, MeasuringNetwork
+    from ..face.analyzer import FaceAnalyzer
+    from ..locate import DEFAULT, find_face_pack, find_file, open_encoder
+
+    folder, provider = arguments.models_folder, arguments.provider
+    encoders = {
+        checkpoint: open_encoder(checkpoint, arguments.face_pack, arguments.clip, folder, provider, arguments.device)
+        for checkpoint in dict.fromkeys(method.checkpoint for method in methods if method.photos)
+    }
+    if encoders:
+        faces = next(iter(encoders.values())).faces
+    else:
+        faces = FaceAnalyzer.load(arguments.face_pack or find_face_pack(DEFAULT, folder), provider)
+    clip = arguments.measuring_clip or arguments.clip or find_file("clip-vision", folder)
+    return encoders, Instruments(
+        MeasuringNetwork(arguments.recognition, faces), None, ClipView.load(clip, arguments.device)
     )
 
 
-def _open(methods: list[Method], device: str) -> tuple[dict, "object"]:
+def _open_demo(methods: list[Method], device: str) -> tuple[dict[str, "PhotoEncoder"], "Instruments"]:
     """The encoders of all checkpoints, on the same face pack and CLIP tower, and the measuring instruments."""
     from ..checkpoint import load_hyperlora
     from ..encode import PhotoEncoder
     from ..evaluate.attributes import AttributeReader
+    from ..evaluate.clip import TokenView
     from ..evaluate.instruments import ATTRIBUTE_MEASURE, FACE_MEASURE, Instruments, MeasuringNetwork
     from ..locate import DEMO, demo_folder, open_encoder
 
@@ -118,7 +263,7 @@ def _open(methods: list[Method], device: str) -> tuple[dict, "object"]:
         encoders[checkpoint] = PhotoEncoder(load_hyperlora(checkpoint, device), demo.faces, demo.vision)
     measuring = MeasuringNetwork(demo_folder() / FACE_MEASURE, demo.faces)
     attributes = AttributeReader(demo_folder() / ATTRIBUTE_MEASURE)
-    return encoders, Instruments(measuring, attributes, demo.vision)
+    return encoders, Instruments(measuring, attributes, TokenView(demo.vision))
 
 
 @contextmanager

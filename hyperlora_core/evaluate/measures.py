@@ -19,19 +19,26 @@ class PictureScore(NamedTuple):
     prompt: str
     found: bool  # a face
     cosine: float  # to the person's gallery photo, by the measuring network; 0 without a face
+    id_sim: float  # to the first reference photo, likewise
+    fidelity: float  # of CLIP's views of both faces, picture and first reference photo; 0 without a face
     rank: int  # of the person among all by that cosine, 1 the nearest; the last without a face
-    copied: float  # WithAnyone's copy-paste metric; NaN without a face
+    copied: float  # WithAnyone's copy-paste metric; NaN without a face or a gallery photo
+    sharpness: float
     seen: Looks
     right: dict[str, bool]  # of what the prompt asks for
     carried: dict[str, bool]  # whether CARRIED are those of the first photo
     clip_i: float  # cosine of CLIP's views with and without identity; NaN where there is no such pair
+    clip_t: float  # cosine of CLIP's views of picture and prompt; NaN where nothing reads both
 
 
 class Known(NamedTuple):
-    """Embeddings [people, c] of what is known to show each person: the gallery, and the first photo."""
+    """What is known to show each person: embeddings [people, c] of the gallery and of the first photo, and CLIP's view of
+    the face in that photo [people, c'].
+    """
 
-    gallery: np.ndarray
+    gallery: np.ndarray  # the first photo's, where there is no other
     photos: np.ndarray
+    faces: np.ndarray
 
 
 def ranks(embeddings: np.ndarray, gallery: np.ndarray) -> np.ndarray:
@@ -58,17 +65,24 @@ def copy_paste(picture: np.ndarray, truth: np.ndarray, photo: np.ndarray) -> np.
 
 
 def score_pictures(
-    people: Sequence[Person], prompts: str, read: Readings, known: Known, base: Readings | None = None
+    people: Sequence[Person],
+    prompts: str,
+    read: Readings,
+    known: Known,
+    base: Readings | None = None,
+    texts: Mapping[str, np.ndarray] | None = None,
 ) -> list[list[PictureScore]]:
     """Score the readings of people's pictures for their `prompts` (a set's name), person after person.
 
-    `base`: the readings of the same prompts and noises without identity.
+    `base`: the readings of the same prompts and noises without identity. `texts`: prompt -> CLIP's view of it [c'].
     """
     k = len(read.embeddings) // len(people)
     embeddings = read.embeddings.reshape(len(people), k, -1)
     cosines = np.einsum("pkc,pc->pk", embeddings, known.gallery)
     places = ranks(embeddings, known.gallery)
     copied = copy_paste(embeddings, known.gallery[:, None], known.photos[:, None])
+    id_sims = np.einsum("pkc,pc->pk", embeddings, known.photos)
+    fidelity = np.einsum("pkc,pc->pk", read.faces.reshape(len(people), k, -1), known.faces)
     clip_i = np.full(len(people) * k, np.nan) if base is None else (read.clip * base.clip).sum(1)
     rows = []
     for i, person in enumerate(people):
@@ -81,12 +95,16 @@ def score_pictures(
                     prompt=prompt,
                     found=found,
                     cosine=float(cosines[i, j]),
+                    id_sim=float(id_sims[i, j]),
+                    fidelity=float(fidelity[i, j]),
                     rank=int(places[i, j]),
-                    copied=float(copied[i, j]) if found else np.nan,
-                    seen=seen,
-                    right=right(asked(prompt), seen),
-                    carried=right({name: person.looks[name] for name in CARRIED}, seen),
+                    copied=float(copied[i, j]) if found and person.gallery is not None else np.nan,
+                    sharpness=float(read.sharpness[at]),
+                    seen=seen or {},
+                    right={} if seen is None else right(asked(prompt), seen),
+                    carried={} if seen is None else right({name: person.looks[name] for name in CARRIED}, seen),
                     clip_i=float(clip_i[at]),
+                    clip_t=np.nan if texts is None else float(read.clip[at] @ texts[prompt]),
                 )
             )
         rows.append(row)
@@ -95,27 +113,38 @@ def score_pictures(
 
 def measured(
     scores: list[list[PictureScore]],
-    none: list[list[PictureScore]],
-    truth: list[list[PictureScore]],
+    none: list[list[PictureScore]] | None,
+    truth: list[list[PictureScore]] | None,
     edits: bool,
+    kinds: Mapping[str, str] | None = None,
 ) -> dict[str, Measured]:
     """Name -> measurement of a method's `scores` [people][pictures].
 
-    `none`: the base model's; `truth`: those of other true renders. `edits`: whether `scores` and `none` are of the same
-    prompts and noises, so that what the base model gets right can be asked for.
+    `none`: the base model's; `truth`: those of other true renders; None where there are none. `edits`: whether `scores`
+    and `none` are of the same prompts and noises, so that what the base model gets right can be asked for. `kinds`: prompt
+    -> class, in which CLIP-T is told too.
     """
-    cosine, without, true = (_array(rows, "cosine") for rows in (scores, none, truth))
     measures = {
         "retrieval": share(_array(scores, "rank") == 1),
-        "similarity": Measured(np.stack([side.mean(1) for side in (cosine, without, true)], 1), along),
-        "cosine": share(cosine),
+        "fidelity": share(_array(scores, "fidelity")),
+        "ID Sim": share(_array(scores, "id_sim")),
+        "CLIP-T": _mean(_array(scores, "clip_t")),
+        "sharpness": share(_array(scores, "sharpness")),
+        "cosine": share(_array(scores, "cosine")),
         "faces": share(_array(scores, "found")),
         "prompt": _hits(scores, "right"),
         "carried": _hits(scores, "carried"),
         "copy-paste": _mean(_array(scores, "copied")),
         "CLIP-I": _mean(_array(scores, "clip_i")),
     }
-    if edits:
+    if none is not None and truth is not None:
+        sides = [_array(rows, "cosine").mean(1) for rows in (scores, none, truth)]
+        measures["similarity"] = Measured(np.stack(sides, 1), along)
+    prompts = np.array([[score.prompt for score in row] for row in scores])
+    for kind in dict.fromkeys((kinds or {}).values()):
+        of_kind = np.isin(prompts, [prompt for prompt, of in kinds.items() if of == kind])
+        measures[f"CLIP-T, {kind}"] = _mean(np.where(of_kind, _array(scores, "clip_t"), np.nan))
+    if edits and none is not None:
         measures["editability"] = _kept(scores, none)
         names = sorted({name for row in scores for score in row for name in score.right})
         measures |= {f"editability, {name}": _kept(scores, none, name) for name in names}

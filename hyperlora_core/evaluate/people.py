@@ -7,6 +7,7 @@ import numpy as np
 
 from ..demo.portraits import HELD_OUT, Identity, Portrait, Scene, render
 from ..errors import HyperLoRAError
+from ..photo import PhotoSource
 from .attributes import Looks, asked, right, shown
 
 # what a scene is drawn for; each has its own randomness, so that more photos or prompts change no other picture
@@ -15,15 +16,17 @@ _PHOTO, _GALLERY, _PROMPT, _RENDER = range(4)
 
 @dataclass(frozen=True)
 class Person:
-    """One person; all pictures uint8 [h, w, 3]."""
+    """One person, drawn or photographed."""
 
     name: str  # of files
-    photos: tuple[np.ndarray, ...]  # the references: what HyperLoRA sees
-    looks: Looks  # what the first photo shows besides the person
-    gallery: np.ndarray  # a photo in another scene, by which the person is to be found among all
+    photos: tuple[PhotoSource, ...]  # the references: what HyperLoRA sees
+    looks: Looks  # what the first photo shows besides the person; empty where nobody knows
+    gallery: PhotoSource | None  # another photo, by which the person is to be found among all
     prompts: Mapping[str, tuple[str, ...]]  # name of a set -> a prompt for each picture
-    renders: tuple[np.ndarray, ...]  # what a perfect method would paint for the prompts "scenes"
+    renders: tuple[np.ndarray, ...]  # uint8 [h, w, 3]: what a perfect method would paint for the prompts "scenes"
     noise: tuple[int, ...]  # seeds, one for each picture
+    tags: tuple[str, ...]  # what files of these pictures are called, behind the person's name
+    digest: str = ""  # changes with the photos, where these are files
 
 
 def drawn_people(
@@ -86,6 +89,7 @@ def _person(
         noise=tuple(
             int(np.random.SeedSequence([seed, person_seed, index]).generate_state(1)[0]) for index in range(pictures)
         ),
+        tags=tuple(map(str, range(pictures))),
     )
 
 

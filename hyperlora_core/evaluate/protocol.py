@@ -9,7 +9,7 @@ from ..errors import HyperLoRAError
 
 SHIPPED = Path(__file__).with_name("protocol.json")
 NONE = "none"  # the base model's own pictures: the reference for what a prompt gives
-FULL = "full"
+FULL, ID_ONLY = "full", "ID only"
 SCENES = "scenes"  # the set of prompts that the true renders follow
 
 
@@ -24,6 +24,8 @@ class Method:
     trigger: bool  # whether the trigger words stand before the prompt
     prompts: str  # which set of prompts
     checkpoint: str = "demo"  # a HyperLoRA folder, or what `open_encoder` knows by name
+    pictures: str | None = None  # folder of the pictures, where they were made elsewhere
+    number: int | None = None  # which picture of each job there, from 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Protocol:
     prompts: Mapping[str, list[list[str]]]  # set -> picture -> the prompts to choose from
     methods: Mapping[str, Method]
     comparisons: tuple[tuple[str, str], ...]  # pairs of methods whose difference is told with its interval
+    kinds: Mapping[str, str] = dataclasses.field(default_factory=dict)  # prompt -> the class that it belongs to
 
 
 def load_protocol(path: str | Path = SHIPPED) -> Protocol:

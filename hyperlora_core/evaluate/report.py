@@ -1,49 +1,30 @@
-"""An evaluation's results as files: results.json, results.csv, table.md and grids of pictures."""
+"""An evaluation's results as files: results.json, results.csv, table.md, report.html and grids of pictures."""
 
 import csv
 import io
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..files import written_aside
+from ..photo import read_photo
 from .figures import Figure, Measured, difference, estimate
 from .grid import Cell, draw_grid, scored
 from .measures import measured
+from .page import page
 from .protocol import NONE, SCENES
 from .run import TRUTH, Results
+from .tables import COMPARED, defined, figure_tables, paper_tables, speed_table
 
-
-class Column(NamedTuple):
-    """A measure in the table."""
-
-    title: str
-    percent: bool
-
-
-COLUMNS = {
-    "retrieval": Column("right person found (rank 1)", True),
-    "similarity": Column("likeness, 0 none to 1 true", False),
-    "editability": Column("edits kept", True),
-    "prompt": Column("prompt shown", True),
-    "carried": Column("clothes and background of the photo", True),
-    "copy-paste": Column("copy-paste", False),
-    "CLIP-I": Column("CLIP-I to none", False),
-    "cosine": Column("cosine", False),
-    "faces": Column("faces found", True),
-}
 GRID_PEOPLE = 8  # rows of a grid
-COMPARED = ("retrieval", "similarity", "editability", "carried")
-
-Figures = dict[str, dict[str, Figure]]  # row -> measure -> figure
+MOST_GRIDS = 10
 
 
 def write_report(
     out: Path, results: Results, comparisons: Sequence[tuple[str, str]], settings: Mapping[str, Any], seed: int = 0
 ) -> str:
-    """Write all files into `out`; returns the table. `seed`: of the bootstrap."""
+    """Write all files into `out`; returns the tables in Markdown. `seed`: of the bootstrap."""
     rows = _measured_rows(results)
     figures = {row: {name: estimate(of, seed) for name, of in measures.items()} for row, measures in rows.items()}
     compared = {
@@ -55,11 +36,23 @@ def write_report(
         for one, other in comparisons
         if one in rows and other in rows
     }
-    table = _table(results, figures, compared, settings)
-    _write(out / "table.md", table)
+    head = _head(results, settings)
+    tables, speeds = figure_tables(figures, compared), speed_table(results.speeds)
+    tables += [speeds] if speeds else []
+    theirs = paper_tables(with_speeds=speeds is not None)
+    left_out = [f"Left out: {line}" for line in results.left_out]
+    markdown = "\n\n".join(
+        [
+            head,
+            "\n".join(f"- {line}" for line in [*results.notes, *left_out]),
+            *(table.markdown() for table in [*tables, *theirs]),
+        ]
+    )
+    _write(out / "table.md", markdown + "\n")
     _write(out / "results.csv", _csv(results))
     document = {
         "settings": dict(settings),
+        "measured with": results.notes,
         "people": len(results.people),
         "left out": results.left_out,
         "figures": {row: {name: _plain(of) for name, of in named.items()} for row, named in figures.items()},
@@ -67,125 +60,100 @@ def write_report(
             {"of": one, "to": other, **{name: _plain(of) for name, of in named.items()}}
             for (one, other), named in compared.items()
         ],
-    }
+        "seconds": {row: {"preprocessing": part[:, 0].tolist(), "inference": part[:, 1].tolist()}
+                    for row, part in results.speeds.items()},
+    }  # fmt: skip
     _write(out / "results.json", json.dumps(document, indent=2))
-    _save_grids(out, results)
-    return table
+    grids = _save_grids(out, results)
+    _write(out / "report.html", page(head, [*results.notes, *left_out], tables, theirs, figures, grids))
+    return markdown + "\n"
 
 
 def _measured_rows(results: Results) -> dict[str, dict[str, Measured]]:
-    none, truth = results.scores[NONE], results.scores[TRUTH]
+    none, truth = results.scores.get(NONE), results.scores.get(TRUTH)
     return {
         row: measured(
-            scores, none, truth, edits=row in results.methods and results.methods[row].prompts == SCENES
+            scores,
+            none,
+            truth,
+            edits=row in results.methods and results.methods[row].prompts == SCENES,
+            kinds=results.kinds,
         )
         for row, scores in results.scores.items()
-    }  # fmt: skip
+    }
 
 
-def _table(
-    results: Results,
-    figures: Figures,
-    compared: dict[tuple[str, str], dict[str, Figure]],
-    settings: Mapping[str, Any],
-) -> str:
-    shown = [name for name in COLUMNS if any(_defined(of.get(name)) for of in figures.values())]
+def _head(results: Results, settings: Mapping[str, Any]) -> str:
     made = [
         f"{len(results.people)} people",
-        f"{len(results.scores[NONE][0])} pictures each",
-        *(f"{name} {settings[name]}" for name in ("seed", "steps", "cfg") if name in settings),
+        f"{len(next(iter(results.scores.values()))[0])} pictures each",
+        *(f"{name} {settings[name]}" for name in ("seed", "seeds", "steps", "cfg", "batch") if name in settings),
     ]
-    lines = [
-        f"{', '.join(made)}; in brackets the 95 % interval over people.",
-        "",
-        f"| method | {' | '.join(COLUMNS[name].title for name in shown)} |",
-        "|---" * (len(shown) + 1) + "|",
-        *(f"| {row} | {' | '.join(_cell(of.get(name), name) for name in shown)} |" for row, of in figures.items()),
-    ]
-    edits = sorted({name for of in figures.values() for name in of if name.startswith("editability, ")})
-    if edits:
-        heads = " | ".join(name.partition(", ")[2].replace("_", " ") for name in edits)
-        lines += ["", "Edits kept, by what the prompt asks for:", "", f"| method | {heads} |"]
-        lines += ["|---" * (len(edits) + 1) + "|"]
-        lines += [
-            f"| {row} | {' | '.join(_cell(of[name], 'editability') for name in edits)} |"
-            for row, of in figures.items()
-            if edits[0] in of
-        ]
-    if compared:
-        lines += ["", "Differences, person by person:", ""]
-        lines += [f"| | {' | '.join(COLUMNS[name].title for name in COMPARED)} |", "|---" * (len(COMPARED) + 1) + "|"]
-        lines += [
-            f"| {one} minus {other} | {' | '.join(_cell(of.get(name), name, '+') for name in COMPARED)} |"
-            for (one, other), of in compared.items()
-        ]
-    if results.left_out:
-        lines += ["", "Left out:", "", *(f"- {line}" for line in results.left_out)]
-    return "\n".join(lines) + "\n"
-
-
-def _cell(figure: Figure | None, name: str, sign: str = "") -> str:
-    if not _defined(figure):
-        return "-"
-    scale, digits = (100, 1) if COLUMNS[name].percent else (1, 3)
-    value, low, high = (f"{scale * part:{sign}.{digits}f}" for part in figure)
-    return f"{value}{' %' if COLUMNS[name].percent else ''} [{low}, {high}]"
-
-
-def _defined(figure: Figure | None) -> bool:
-    return figure is not None and math.isfinite(figure.value)
+    return f"{', '.join(made)}; in brackets the 95 % interval over people."
 
 
 def _plain(figure: Figure) -> dict[str, float] | None:
-    return figure._asdict() if _defined(figure) else None
+    return figure._asdict() if defined(figure) else None
 
 
-def _save_grids(out: Path, results: Results) -> None:
-    """grid_1.png, ...: one for each picture of a person, a row per person, a column per method."""
-    for number, truth in enumerate(zip(*results.scores[TRUTH], strict=True)):
+def _save_grids(out: Path, results: Results) -> dict[str, str]:
+    """A grid for each picture of a person, or some of them: a row per person, a column per method. File -> title."""
+    scenes = {
+        row: scores
+        for row, scores in results.scores.items()
+        if row in results.true or results.methods[row].prompts == SCENES
+    }
+    others = {row: scores for row, scores in results.scores.items() if row not in scenes}
+    count, grids = len(next(iter(scenes.values()))[0]), {}
+    for number in range(0, count, -(-count // MOST_GRIDS)):
+        shown = scenes | {row: scores for row, scores in others.items() if number < len(scores[0])}
         rows = []
         for i, person in enumerate(results.people[:GRID_PEOPLE]):
-            at = i * len(results.scores[TRUTH][i]) + number
-            pictures = {name: true[at] for name, true in results.true.items()}
-            pictures |= {name: store.load(person.name, number) for name, store in results.stores.items()}
-            cells = [Cell(person.photos[0], [f"person {person.name}"])]
-            for name, picture in pictures.items():
-                score = results.scores[name][i][number]
+            cells = [Cell(read_photo(person.photos[0]), [f"person {person.name}"])]
+            for row, scores in shown.items():
+                score = scores[i][number]
                 cosine = score.cosine if score.found else None
-                cells.append(scored(picture, cosine, score.rank, len(results.people)))
-            rows.append((truth[i].prompt, cells))
-        grid = draw_grid(["photo", *results.true, *results.stores], rows)
-        with written_aside(out / f"grid_{number + 1}.png") as aside:
-            grid.save(aside, format="PNG")
+                cells.append(scored(results.picture(row, i, number), cosine, score.rank, len(results.people)))
+            rows.append((next(iter(scenes.values()))[i][number].prompt, cells))
+        file = f"grid_{len(grids) + 1}.png"
+        with written_aside(out / file) as aside:
+            draw_grid(["photo", *shown], rows).save(aside, format="PNG")
+        grids[file] = f"Picture {results.people[0].tags[number]}"
+    return grids
+
+
+# results.csv: head -> the cell of a picture
+CSV = {
+    "prompt": lambda score: score.prompt,
+    "face": lambda score: int(score.found),
+    "cosine": lambda score: f"{score.cosine:.4f}",
+    "rank": lambda score: score.rank,
+    "id_sim": lambda score: f"{score.id_sim:.4f}",
+    "face_fidelity": lambda score: f"{score.fidelity:.4f}",
+    "copy_paste": lambda score: f"{score.copied:.4f}",
+    "clip_i": lambda score: f"{score.clip_i:.4f}",
+    "clip_t": lambda score: f"{score.clip_t:.4f}",
+    "sharpness": lambda score: f"{score.sharpness:.1f}",
+    "right": lambda score: _named(score.right, True),
+    "wrong": lambda score: _named(score.right, False),
+    "carried": lambda score: _named(score.carried, True),
+}
 
 
 def _csv(results: Results) -> str:
     """A line per picture."""
     text = io.StringIO()
-    head = ["method", "person", "picture", "prompt", "face", "cosine", "rank", "copy_paste", "clip_i", "right", "wrong",
-            "carried"]  # fmt: skip
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(head)
-    for row, scores in results.scores.items():
-        for person, pictures in zip(results.people, scores, strict=True):
-            for picture, score in enumerate(pictures):
-                writer.writerow(
-                    [
-                        row,
-                        person.name,
-                        picture,
-                        score.prompt,
-                        int(score.found),
-                        f"{score.cosine:.4f}",
-                        score.rank,
-                        f"{score.copied:.4f}",
-                        f"{score.clip_i:.4f}",
-                        " ".join(name for name, hit in score.right.items() if hit),
-                        " ".join(name for name, hit in score.right.items() if not hit),
-                        " ".join(name for name, hit in score.carried.items() if hit),
-                    ]
-                )
+    writer.writerow(["method", "person", "picture", *CSV])
+    for row, people in results.scores.items():
+        for person, scores in zip(results.people, people, strict=True):
+            for tag, score in zip(person.tags, scores, strict=False):
+                writer.writerow([row, person.name, tag, *(cell(score) for cell in CSV.values())])
     return text.getvalue()
+
+
+def _named(hits: Mapping[str, bool], wanted: bool) -> str:
+    return " ".join(name for name, hit in hits.items() if hit == wanted)
 
 
 def _write(path: Path, text: str) -> None:

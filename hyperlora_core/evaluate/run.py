@@ -3,41 +3,59 @@
 import dataclasses
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from ..encode import PhotoEncoder
 from ..errors import HyperLoRAError
 from ..hyperlora import LoRA
 from ..identity import Identity
 from ..lora import merge_branches
+from ..photo import read_photo
 from ..prompt import with_trigger
-from .instruments import Instruments
+from .instruments import Instruments, Readings
 from .measures import Known, PictureScore, score_pictures
 from .paint import BATCH, Job, Painter, fingerprint
 from .people import Person
 from .protocol import NONE, SCENES, Method, Protocol
-from .store import PictureStore
+from .store import PictureFolder, PictureStore, read_about, read_picture
 
 TRUTH = "another true picture"  # the row of the people's renders: what a perfect method would reach
 CEILING = "true picture, autoencoded"  # these through the base model's autoencoder: what any painted picture can reach
+# texts in a painted picture: the photos that it is of, and the seconds that it took
+PHOTOS, PREPROCESSING, INFERENCE = "photos", "preprocessing", "inference"
+# of a Method, what doesn't decide over the pictures; the checkpoint is told by its fingerprint
+NOT_PAINTED = ("checkpoint", "pictures", "number")
 
 # told (stage, done, total); whatever it raises stops the work, and what was painted stays
 Progress = Callable[[str, int, int], None]
 
 
 class Results(NamedTuple):
-    """Scores by row: the true pictures' (`TRUTH`, `CEILING`), then the methods', [people][pictures] each."""
+    """Scores by row: the true pictures' (`TRUTH`, `CEILING`) where people are drawn, then the methods',
+    [people][pictures] each.
+    """
 
     people: list[Person]
-    left_out: list[str]  # people whose photos show no face
+    left_out: list[str]  # people whose photos show no face, or of whom pictures are missing
     methods: dict[str, Method]
     scores: dict[str, list[list[PictureScore]]]
     true: dict[str, list[np.ndarray]]  # pictures of the rows that no method painted, person after person
-    stores: dict[str, PictureStore]
+    paths: dict[str, list[list[Path]]]  # of the methods' pictures
+    speeds: dict[str, np.ndarray]  # seconds [pictures, 2] for preprocessing and inference, of what was painted here
+    kinds: Mapping[str, str]  # prompt -> class
+    notes: list[str]  # who measured
+
+    def picture(self, row: str, person: int, number: int) -> np.ndarray:
+        """uint8 [h, w, 3]."""
+        if row in self.true:
+            return self.true[row][person * len(self.scores[row][person]) + number]
+        return read_picture(self.paths[row][person][number])
 
 
 class Evaluation:
@@ -48,7 +66,7 @@ class Evaluation:
         people: Sequence[Person],
         methods: Sequence[Method],
         protocol: Protocol,
-        painter: Painter,
+        painter: Painter | None,
         encoders: Mapping[str, PhotoEncoder],
         instruments: Instruments,
         out: Path,
@@ -56,12 +74,17 @@ class Evaluation:
         batch: int = BATCH,
         overwrite: bool = False,
     ):
-        """`encoders`: one for each of the methods' checkpoints. `seed`: the one that the people were made with.
+        """`encoders`: one for each of the methods' checkpoints. `painter`: None where all pictures are given. `seed`: the
+        one that the people were made with.
 
-        Raises HyperLoRAError when a checkpoint lacks what a method needs, or `out` holds pictures painted otherwise.
+        Raises HyperLoRAError when a checkpoint lacks what a method needs, `out` holds pictures painted otherwise, or a
+        folder of given pictures has none.
         """
         self.people, self.methods = list(people), {method.name: method for method in methods}
         self.painter, self.encoders, self.instruments, self.batch = painter, encoders, instruments, batch
+        self.kinds = protocol.kinds
+        # where all get the same, a method that needs no photo paints each picture once for everybody
+        self.shared = len({(tuple(sorted(person.prompts.items())), person.noise) for person in people}) == 1
         for method in methods:
             if method.base_weight and not encoders[method.checkpoint].hyper.has_base:
                 raise HyperLoRAError(
@@ -69,12 +92,14 @@ class Evaluation:
                     'measure it as "ID only", or with --base-weight 0.'
                 )
         marks = {name: _encoder_marks(encoders[name]) for name in {m.checkpoint for m in methods if m.photos}}
-        common = {**painter.settings, "seed": seed, "chances": dict(protocol.chances)}
+        common = {"seed": seed, "chances": dict(protocol.chances), **(painter.settings if painter else {})}
         self.stores = {
-            method.name: PictureStore(
+            method.name: PictureFolder(method.pictures, method.number)
+            if method.pictures
+            else PictureStore(
                 out / "pictures" / re.sub(r"[^\w.-]+", "_", method.name),
                 {
-                    **{key: value for key, value in dataclasses.asdict(method).items() if key != "checkpoint"},
+                    **{key: value for key, value in dataclasses.asdict(method).items() if key not in NOT_PAINTED},
                     **(marks[method.checkpoint] if method.photos else {}),
                     **common,
                     "texts": protocol.prompts[method.prompts],
@@ -87,42 +112,105 @@ class Evaluation:
     def run(self, progress: Progress | None = None) -> Results:
         """Paint what is missing, then measure everything."""
         tell = progress or (lambda _stage, _done, _total: None)
-        known, left_out = self._read_photos(tell)
+        left_out = self._drop_incomplete()
+        known, faceless = self._read_photos(tell)
         self._paint(tell)
-        renders = [picture for person in self.people for picture in person.renders]
-        true = {TRUTH: renders, CEILING: self.painter.reconstruct(renders)}
+        true = self._true_pictures()
+        paths = {name: [self._paths(name, person) for person in self.people] for name in self.methods}
         prompts = dict.fromkeys(true, SCENES) | {name: method.prompts for name, method in self.methods.items()}
+        # "none" first, since the others are compared with it
+        order = sorted(prompts, key=lambda row: (row not in true, row != NONE))
         total = sum(len(self.people) * self._count(of) for of in prompts.values())
+        texts = self._read_texts()
         done, none, scores = 0, None, {}
-        for name, of in prompts.items():
-            pictures = true[name] if name in true else self._painted(name)
-            read = self.instruments.read(pictures, _part(tell, "measuring", done, len(pictures), total))
-            done += len(pictures)
-            none = read if name == NONE else none  # the first of the methods
-            scores[name] = score_pictures(self.people, of, read, known, none if of == SCENES else None)
-        return Results(self.people, left_out, self.methods, scores, true, self.stores)
+        for row in order:
+            part = _part(tell, "measuring", done, len(self.people) * self._count(prompts[row]), total)
+            if row in true:
+                read = self.instruments.read(true[row], len(true[row]), part)
+            else:
+                read = self._read([path for of_person in paths[row] for path in of_person], part)
+            done += len(self.people) * self._count(prompts[row])
+            none = read if row == NONE else none
+            base = none if prompts[row] == SCENES else None
+            scores[row] = score_pictures(self.people, prompts[row], read, known, base, texts)
+        speeds = {name: _speeds(paths[name]) for name, method in self.methods.items() if not method.pictures}
+        return Results(
+            self.people,
+            [*left_out, *faceless],
+            self.methods,
+            scores,
+            true,
+            paths,
+            speeds,
+            self.kinds,
+            self.instruments.notes,
+        )
 
-    def _painted(self, name: str) -> list[np.ndarray]:
-        """A method's pictures, person after person."""
-        pictures = range(self._count(self.methods[name].prompts))
-        return [self.stores[name].load(person.name, picture) for person in self.people for picture in pictures]
+    def _true_pictures(self) -> dict[str, list[np.ndarray]]:
+        renders = [picture for person in self.people for picture in person.renders]
+        if not renders:
+            return {}
+        return {TRUTH: renders} | ({CEILING: self.painter.reconstruct(renders)} if self.painter else {})
+
+    def _paths(self, name: str, person: Person) -> list[Path]:
+        """Where a method's pictures of a person lie or will lie."""
+        method = self.methods[name]
+        owner = "" if self.shared and not method.photos and not method.pictures else person.name
+        return [self.stores[name].path(owner, tag) for tag in person.tags[: self._count(method.prompts)]]
+
+    def _read(self, paths: Sequence[Path], progress: Callable[[int, int], None]) -> Readings:
+        """Read pictures, each file once."""
+        places = {path: place for place, path in enumerate(dict.fromkeys(paths))}
+        read = self.instruments.read(map(read_picture, places), len(places), progress)
+        return read.take([places[path] for path in paths])
+
+    def _read_texts(self) -> dict[str, np.ndarray] | None:
+        """Prompt -> CLIP's view of it."""
+        if self.instruments.view.texts is None:
+            return None
+        prompts = sorted({prompt for of in self.people[0].prompts.values() for prompt in of})
+        return dict(zip(prompts, self.instruments.view.texts(prompts), strict=True))
 
     def _count(self, prompts: str) -> int:
         """Pictures of a person for a set of prompts."""
         return len(self.people[0].prompts[prompts])
 
-    def _read_photos(self, tell: Progress) -> tuple[Known, list[str]]:
-        """Embed everybody's photos, and drop the people of whom a photo shows no face."""
-        faces, kept, left_out, rows = self.instruments.faces, [], [], []
-        for number, person in enumerate(self.people, start=1):
-            embedded = faces.embed_all([person.gallery, *person.photos])
-            if embedded.any(1).all():
-                kept.append(person)
-                rows.append(embedded[:2])
+    def _drop_incomplete(self) -> list[str]:
+        """Drop the people of whom a folder of given pictures lacks some, so that all methods are measured on the same."""
+        kept, left_out = [], []
+        for person in self.people:
+            lacks = []
+            for name, method in self.methods.items():
+                paths = self._paths(name, person) if method.pictures else []
+                missing = [path.stem for path in paths if not path.is_file()]
+                if missing:
+                    lacks.append(f"{name} has {len(paths) - len(missing)} of {len(paths)} pictures, not {missing[0]}")
+            if lacks:
+                left_out.append(f"{person.name}: {'; '.join(lacks)}")
             else:
-                which = ["gallery photo", *(f"photo {i + 1}" for i in range(len(person.photos)))]
-                missing = [name for name, row in zip(which, embedded, strict=True) if not row.any()]
+                kept.append(person)
+        if not kept:
+            raise HyperLoRAError(
+                f"Nobody has all pictures ({left_out[0]}). Make what is missing, or give --seeds and --prompts for which "
+                "there are pictures."
+            )
+        self.people = kept
+        return left_out
+
+    def _read_photos(self, tell: Progress) -> tuple[Known, list[str]]:
+        """Read everybody's photos, and drop the people of whom a photo shows no face."""
+        instruments, kept, left_out, rows = self.instruments, [], [], []
+        for number, person in enumerate(self.people, start=1):
+            named = {f"photo {i}": photo for i, photo in enumerate(person.photos, start=1)}
+            if person.gallery is not None:
+                named["gallery photo"] = person.gallery
+            read = instruments.read(map(read_photo, named.values()), len(named))
+            missing = [name for name, found in zip(named, read.found, strict=True) if not found]
+            if missing:
                 left_out.append(f"{person.name}: no face was found in {', '.join(missing)}")
+            else:
+                kept.append(person)
+                rows.append((read.embeddings[0 if person.gallery is None else -1], read.embeddings[0], read.faces[0]))
             tell("reading photos", number, len(self.people))
         if len(kept) < 2:
             raise HyperLoRAError(
@@ -130,37 +218,43 @@ class Evaluation:
                 "compare: check the face pack."
             )
         self.people = kept
-        gallery, photos = np.stack(rows, 1)
-        return Known(gallery, photos), left_out
+        return Known(*(np.stack(side) for side in zip(*rows, strict=True))), left_out
 
     def _paint(self, tell: Progress) -> None:
-        todo = {
-            name: [
-                (i, picture)
-                for i, person in enumerate(self.people)
-                for picture in range(self._count(method.prompts))
-                if not self.stores[name].has(person.name, picture)
-            ]
-            for name, method in self.methods.items()
-        }
+        todo = {name: self._todo(name) for name, method in self.methods.items() if not method.pictures}
         identities = self._encode(todo, tell)
         done, total = 0, sum(map(len, todo.values()))
         for name, missing in todo.items():
             method, store = self.methods[name], self.stores[name]
             for start in range(0, len(missing), self.batch):
                 part = missing[start : start + self.batch]
-                loras = {i: self._lora(method, identities, i) for i, _ in part}
-                jobs = [self._job(method, self.people[i], picture, loras[i]) for i, picture in part]
-                pictures = self.painter.paint(jobs, _part(tell, "painting", done, len(part), total))
+                loras = {i: _timed(self._lora, method, identities, i) for i, _ in part}
+                jobs = [self._job(method, self.people[i], picture, loras[i][0]) for i, picture in part]
+                step = _part(tell, "painting", done, len(part), total)
+                pictures, seconds = _timed(self.painter.paint, jobs, step)
                 for (i, picture), job, pixels in zip(part, jobs, pictures, strict=True):
-                    about = {"method": name, "prompt": job.prompt, "seed": str(job.seed)}
-                    store.save(self.people[i].name, picture, pixels, about)
+                    person, about = self.people[i], {"method": name, "prompt": job.prompt, "seed": str(job.seed)}
+                    about[INFERENCE] = f"{seconds / len(part):.6f}"
+                    if method.photos:
+                        encoding = identities[method.checkpoint, method.photos, i][1]
+                        about |= {PHOTOS: person.digest, PREPROCESSING: f"{encoding + loras[i][1]:.6f}"}
+                    owner = person.name if method.photos or not self.shared else ""
+                    store.save(owner, person.tags[picture], pixels, about)
                 done += len(part)
+
+    def _todo(self, name: str) -> list[tuple[int, int]]:
+        """(person, picture) of what is still to be painted; a file that everybody shares once."""
+        method, todo = self.methods[name], {}
+        for i, person in enumerate(self.people):
+            for picture, path in enumerate(self._paths(name, person)):
+                if not path.exists() or (method.photos and read_about(path).get(PHOTOS, "") != person.digest):
+                    todo.setdefault(path, (i, picture))
+        return list(todo.values())
 
     def _encode(
         self, todo: Mapping[str, list[tuple[int, int]]], tell: Progress
-    ) -> dict[tuple[str, int, int], Identity]:
-        """(checkpoint, photos, person) -> identity, for the pictures to be painted."""
+    ) -> dict[tuple[str, int, int], tuple[Identity, float]]:
+        """(checkpoint, photos, person) -> identity and the seconds it took, for the pictures to be painted."""
         wanted = sorted(
             {
                 (method.checkpoint, method.photos, i)
@@ -172,16 +266,19 @@ class Evaluation:
         identities = {}
         for number, key in enumerate(wanted, start=1):
             checkpoint, photos, i = key
-            identities[key] = self.encoders[checkpoint].encode(self.people[i].photos[:photos]).identity
+            encoded, seconds = _timed(self.encoders[checkpoint].encode, self.people[i].photos[:photos])
+            identities[key] = encoded.identity, seconds
             tell("encoding", number, len(wanted))
         return identities
 
-    def _lora(self, method: Method, identities: Mapping[tuple[str, int, int], Identity], i: int) -> LoRA | None:
+    def _lora(
+        self, method: Method, identities: Mapping[tuple[str, int, int], tuple[Identity, float]], i: int
+    ) -> LoRA | None:
         """The method's LoRA of a person, to be used at weight 1."""
         if not method.photos:
             return None
         hyper = self.encoders[method.checkpoint].hyper
-        identity = identities[method.checkpoint, method.photos, i]
+        identity, _ = identities[method.checkpoint, method.photos, i]
         base = hyper.lora(identity.base_coefficients, "base") if method.base_weight else None
         return merge_branches(hyper.lora(identity.coefficients), base, method.id_weight, method.base_weight)
 
@@ -193,6 +290,22 @@ class Evaluation:
 def _part(tell: Progress, stage: str, done: int, size: int, total: int) -> Callable[[int, int], None]:
     """Progress of `size` pictures among `total`, of which `done` were ready before."""
     return lambda n, of: tell(stage, done + size * n // of, total)
+
+
+def _timed(work: Callable, *arguments: Any) -> tuple[Any, float]:
+    """What `work` answers, and the seconds until it is there."""
+    start = time.perf_counter()
+    result = work(*arguments)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return result, time.perf_counter() - start
+
+
+def _speeds(paths: Iterable[Iterable[Path]]) -> np.ndarray:
+    """Seconds [pictures, 2] for preprocessing and inference, as the pictures themselves say."""
+    texts = [read_about(path) for path in dict.fromkeys(path for of_person in paths for path in of_person)]
+    known = [(float(said.get(PREPROCESSING, 0)), float(said[INFERENCE])) for said in texts if INFERENCE in said]
+    return np.array(known).reshape(-1, 2)
 
 
 def _encoder_marks(encoder: PhotoEncoder) -> dict[str, Any]:
