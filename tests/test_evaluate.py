@@ -9,6 +9,7 @@ import torch
 from bad_inputs import assert_sentence
 from people import photo_of
 from PIL import Image
+from toy_clip import toy_clip
 
 from hyperlora_core import HyperLoRAError, load_hyperlora, merge_branches, open_encoder, save_hyperlora
 from hyperlora_core.cli import main
@@ -109,6 +110,29 @@ def test_the_measuring_network_knows_people():
     assert np.linalg.norm(embeddings[:6], axis=1) == pytest.approx(1) and not embeddings[6].any()
     alike = embeddings[0:6:2] @ embeddings[1:6:2].T
     assert (alike.argmax(1) == np.arange(3)).all()
+
+
+def test_recognition_in_other_forms(tmp_path):
+    from hyperlora_core.train.onnx_torch import OnnxNetwork
+
+    analyzer, file = open_encoder("demo").faces, demo_folder() / FACE_MEASURE / "rec_measure.onnx"
+    network = OnnxNetwork(file).eval()
+    torch.jit.trace(network, torch.zeros(1, 3, 112, 112)).save(tmp_path / "traced.pt")
+    photo = np.asarray(photo_of(0))
+    one, other = (MeasuringNetwork(source, analyzer) for source in (file, tmp_path / "traced.pt"))
+    assert one.embed(photo) == pytest.approx(other.embed(photo), abs=1e-3)
+    assert (one.name, other.name) == ("rec_measure", "traced") and one.independent and other.independent
+    own = MeasuringNetwork(None, analyzer)
+    assert own.name == "rec_demo" and not own.independent
+    assert own.embed(photo) == pytest.approx(analyzer.face(photo).embedding, abs=1e-5)
+    seen = one.look(photo)
+    height = seen.close_up.shape[0]
+    assert seen.close_up.shape == (height, height, 3) and 0.3 * len(photo) < height < len(photo)
+    torch.save(network.state_dict(), tmp_path / "weights.pt")
+    with pytest.raises(HyperLoRAError, match=r"weights\.pt isn't a TorchScript file"):
+        MeasuringNetwork(tmp_path / "weights.pt", analyzer)
+    with pytest.raises(HyperLoRAError, match=r"det_demo\.onnx isn't a face recognition network"):
+        MeasuringNetwork(demo_folder() / "face" / "det_demo.onnx", analyzer)
 
 
 def test_the_reader_reads_held_out_portraits():
@@ -250,3 +274,40 @@ def test_mistakes(evaluate, tmp_path, capsys):
         assert evaluate(tmp_path / "out", *arguments) == 2, arguments
         assert_sentence(capsys.readouterr().err, words)
     assert not (tmp_path / "out").exists()
+
+
+def test_photographs(evaluate, tmp_path, capsys):
+    """People in photos, painted here by a checkpoint, beside pictures that were made elsewhere."""
+    for number, name in enumerate(("anna", "ben")):
+        (tmp_path / "mine").mkdir(exist_ok=True)
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for scene in (0, 1):
+            photo_of(number, scene).save(tmp_path / "photos" / name / f"{scene}.png")
+        photo_of(number, 2).save(tmp_path / "mine" / f"{name}_p01_s3.png")
+    toy_clip(tmp_path / "clip")
+    (tmp_path / "prompts.txt").write_text("# class: clothes\nportrait of a person, red shirt\n")
+    arguments = ["--photos", tmp_path / "photos", "--pictures", f"mine={tmp_path / 'mine'}", "--base", demo_folder()]
+    arguments += [
+        "--checkpoint",
+        "demo=demo",
+        "--prompts",
+        tmp_path / "prompts.txt",
+        "--face-pack",
+        demo_folder() / "face",
+    ]
+    arguments += ["--recognition", demo_folder() / FACE_MEASURE, "--measuring-clip", tmp_path / "clip"]
+    assert evaluate(tmp_path / "out", *map(str, arguments)) == 0
+    assert (tmp_path / "out" / "pictures" / "demo" / "anna_p01_s3.png").exists()
+    assert (tmp_path / "out" / "pictures" / "none" / "p01_s3.png").exists()
+    report = json.loads((tmp_path / "out" / "results.json").read_text())
+    rows = report["figures"]
+    assert list(rows) == ["none", "demo", "mine"] and report["settings"]["seeds"] == "3"
+    # true photos of the right people, in another scene
+    assert (
+        rows["mine"]["retrieval"]["value"] == 1
+        and rows["mine"]["ID Sim"]["value"] > 0.4 > rows["none"]["ID Sim"]["value"]
+    )
+    assert -1 < rows["mine"]["CLIP-T, clothes"]["value"] < 1 and rows["none"]["CLIP-I"]["value"] == pytest.approx(1)
+    assert list(report["seconds"]) == ["none", "demo"] and report["seconds"]["demo"]["preprocessing"][0] > 0
+    assert "Face recognition: rec_measure." in capsys.readouterr().out
+    assert "demo minus mine" in (tmp_path / "out" / "report.html").read_text()

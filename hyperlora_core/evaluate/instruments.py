@@ -103,11 +103,13 @@ def _onnx(file: Path) -> Any:
     try:
         with contextlib.redirect_stdout(sys.stderr):  # some versions of insightface print
             network = zoo.get_model(str(file), providers=["CPUExecutionProvider"])
+    except (AssertionError, IndexError, TypeError):  # insightface's answers to other inputs and outputs
+        network = None
     except (native.InvalidProtobuf, native.InvalidGraph, native.Fail) as error:
         raise HyperLoRAError(f"{file} is damaged: download it or train it again.") from error
     if getattr(network, "taskname", None) != RECOGNITION:
         raise HyperLoRAError(
-            f"{file} isn't a face recognition network: it must take [n, 3, 112, 112] and give one row."
+            f"{file} isn't a face recognition network: it must take [n, 3, 112, 112] and give one tensor."
         )
     return network
 
