@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from . import paper
 from .figures import Figure
 from .plots import Point, field, intervals
+from .protocol import NONE
 from .tables import COLUMNS, Figures, Table, defined
 
 STYLE = """
@@ -59,7 +60,7 @@ def _trade_off(figures: Figures) -> str:
     ours = [
         Point(row, of["ID Sim"], of["CLIP-I"])
         for row, of in figures.items()
-        if defined(of.get("ID Sim")) and defined(of.get("CLIP-I"))
+        if row != NONE and defined(of.get("ID Sim")) and defined(of.get("CLIP-I"))
     ]
     theirs = [
         Point(method, *(Figure(of[name], of[name], of[name]) for name in ("ID Sim", "CLIP-I")), True)

@@ -1,6 +1,7 @@
 """An evaluation's figures as drawings, in SVG: small, sharp, and part of the page."""
 
 import html
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -9,8 +10,9 @@ from .tables import defined
 
 WIDE, LINE, LEFT, MARGIN = 620, 26, 210, 24  # px
 HIGH = 380  # of a field with two axes
+RIGHT = 400  # where its names begin
 OURS, THEIRS = "#1b6ca8", "#b0641a"
-TICKS = 5
+TICKS = 6  # at most
 
 
 class Point(NamedTuple):
@@ -37,22 +39,24 @@ def intervals(title: str, row_figures: Mapping[str, Figure | None]) -> str:
 
 
 def field(title: str, x_title: str, y_title: str, points: Sequence[Point]) -> str:
-    """Methods by two measures, with their intervals as crosses; the paper's as hollow rings."""
+    """Methods by two measures, numbered, with their intervals as crosses; the paper's as hollow rings."""
     bottom = HIGH - 2 * LINE
-    x_place, x_ticks = _scale([part for point in points for part in point.x], 60, WIDE - 130)
+    x_place, x_ticks = _scale([part for point in points for part in point.x], 60, RIGHT - MARGIN)
     y_place, y_ticks = _scale([part for point in points for part in point.y], bottom, MARGIN)
     parts = [_line(x, MARGIN, x, bottom, "#ddd") + _text(x, bottom + 15, words, "middle") for x, words in x_ticks]
-    parts += [_line(60, y, WIDE - 130, y, "#ddd") + _text(54, y + 4, words, "end") for y, words in y_ticks]
-    parts += [_text(WIDE / 2 - 40, HIGH - 10, x_title, "middle"), _text(4, 14, y_title, "start")]
-    for name, across, up, theirs in points:
+    parts += [_line(60, y, RIGHT - MARGIN, y, "#ddd") + _text(54, y + 4, words, "end") for y, words in y_ticks]
+    parts += [_text((60 + RIGHT - MARGIN) / 2, HIGH - 10, x_title, "middle"), _text(4, 14, y_title, "start")]
+    for number, (name, across, up, theirs) in enumerate(points, start=1):
         x, y, colour = x_place(across.value), y_place(up.value), THEIRS if theirs else OURS
         if not theirs:
             parts.append(_line(x_place(across.low), y, x_place(across.high), y, colour))
             parts.append(_line(x, y_place(up.low), x, y_place(up.high), colour))
         inside = "white" if theirs else colour
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{inside}" stroke="{colour}" stroke-width="2"/>')
-        parts.append(_text(x + 9, y - 6, f"{name} (paper)" if theirs else name, "start", colour))
-    return _drawing(title, WIDE, HIGH, parts)
+        parts.append(_text(x + 7, y - 6, str(number), "start", colour))
+        words = f"{number}  {name} (paper)" if theirs else f"{number}  {name}"
+        parts.append(_text(RIGHT, MARGIN + 18 * number, words, "start", colour))
+    return _drawing(title, WIDE, max(HIGH, MARGIN + 18 * (len(points) + 1)), parts)
 
 
 def _scale(values: Sequence[float], start: float, end: float):
@@ -64,8 +68,10 @@ def _scale(values: Sequence[float], start: float, end: float):
     def place(value: float) -> float:
         return start + (value - low) / (high - low) * (end - start)
 
-    steps = [low + (high - low) * (i + 0.5) / TICKS for i in range(TICKS)]
-    return place, [(place(value), f"{value:.3g}") for value in steps]
+    step = 10 ** math.floor(math.log10((high - low) / TICKS))
+    step *= next(times for times in (1, 2, 5, 10) if (high - low) / (step * times) <= TICKS)
+    values = [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
+    return place, [(place(value), f"{value:.6g}") for value in values]
 
 
 def _line(x0: float, y0: float, x1: float, y1: float, colour: str, width: float = 1) -> str:
