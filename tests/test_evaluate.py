@@ -1,4 +1,4 @@
-"""hyperlora evaluate: batches are what single pictures would be, and a stopped evaluation goes on where it was."""
+"""hyperlora evaluate with real networks: batches are what single pictures would be, and a stopped evaluation goes on."""
 
 import csv
 import json
@@ -18,7 +18,7 @@ from hyperlora_core.evaluate.instruments import FACE_MEASURE, MeasuringNetwork
 from hyperlora_core.evaluate.paint import Job, Painter
 from hyperlora_core.evaluate.protocol import SHIPPED
 from hyperlora_core.evaluate.run import CEILING, TRUTH
-from hyperlora_core.evaluate.store import PictureStore
+from hyperlora_core.evaluate.store import PictureStore, read_about, read_picture
 from hyperlora_core.locate import demo_folder
 from hyperlora_core.pipeline import apply_lora, load_pipeline, remove_lora, render
 
@@ -166,15 +166,21 @@ PICTURE = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
 
 def test_store(tmp_path):
     store = PictureStore(tmp_path / "full", {"steps": 2, "ways": ("a",)})
-    assert not store.has("000", 1)
-    store.save("000", 1, PICTURE, {"prompt": "a person"})
-    again = PictureStore(tmp_path / "full", {"steps": 2, "ways": ("a",)})
-    assert again.has("000", 1) and np.array_equal(again.load("000", 1), PICTURE)
-    assert Image.open(again.path("000", 1)).text == {"prompt": "a person"}
+    assert not store.path("000", "1").exists()
+    store.save("000", "1", PICTURE, {"prompt": "a person"})
+    path = PictureStore(tmp_path / "full", {"steps": 2, "ways": ("a",)}).path("000", "1")
+    assert path.name == "000_1.png" and np.array_equal(read_picture(path), PICTURE)
+    assert read_about(path) == Image.open(path).text == {"prompt": "a person"}
+    assert store.path("", "p01_s1").name == "p01_s1.png"  # everybody's
     with pytest.raises(HyperLoRAError, match=r"other settings \(steps was 2, is 3\).*--overwrite"):
         PictureStore(tmp_path / "full", {"steps": 3, "ways": ("a",)})
-    assert again.has("000", 1)
-    assert not PictureStore(tmp_path / "full", {"steps": 3, "ways": ("a",)}, overwrite=True).has("000", 1)
+    assert path.exists()
+    PictureStore(tmp_path / "full", {"steps": 3, "ways": ("a",)}, overwrite=True)
+    assert not path.exists()
+    path.write_bytes(b"no picture")
+    for read in (read_picture, read_about):
+        with pytest.raises(HyperLoRAError, match=r"000_1\.png can't be read"):
+            read(path)
 
 
 @pytest.fixture(scope="module")

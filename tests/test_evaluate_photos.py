@@ -17,8 +17,8 @@ from hyperlora_core import HyperLoRAError
 from hyperlora_core.cli import main
 from hyperlora_core.evaluate import paper
 from hyperlora_core.evaluate.instruments import Instruments, Seen
-from hyperlora_core.evaluate.photo_people import PROMPTS, given_methods, photographed_people, read_kinds, seeds_of
-from hyperlora_core.evaluate.protocol import ID_ONLY, NONE, SCENES, load_protocol
+from hyperlora_core.evaluate.photo_people import given_methods, photographed_people, read_kinds, seeds_of
+from hyperlora_core.evaluate.protocol import ID_ONLY, NONE, PROMPTS, SCENES, load_protocol
 from hyperlora_core.evaluate.report import write_report
 from hyperlora_core.evaluate.run import Evaluation
 from hyperlora_core.evaluate.store import PictureFolder

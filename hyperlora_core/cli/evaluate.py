@@ -12,8 +12,18 @@ import torch
 from tqdm import tqdm
 
 from ..errors import HyperLoRAError
-from ..evaluate.photo_people import PROMPTS
-from ..evaluate.protocol import FULL, ID_ONLY, NONE, SCENES, SHIPPED, Method, Protocol, chosen_methods, load_protocol
+from ..evaluate.protocol import (
+    FULL,
+    ID_ONLY,
+    NONE,
+    PROMPTS,
+    SCENES,
+    SHIPPED,
+    Method,
+    Protocol,
+    chosen_methods,
+    load_protocol,
+)
 
 if TYPE_CHECKING:
     from ..encode import PhotoEncoder

@@ -6,10 +6,9 @@ from pathlib import Path
 from ..batch.people import file_names, list_people
 from ..errors import HyperLoRAError
 from .people import Person
-from .protocol import SCENES, Method
+from .protocol import PROMPTS, SCENES, Method
 from .store import PictureFolder
 
-PROMPTS = Path(__file__).with_name("prompts.txt")
 KIND = "# class:"
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from ..errors import HyperLoRAError
 
 SHIPPED = Path(__file__).with_name("protocol.json")
+PROMPTS = Path(__file__).with_name("prompts.txt")  # for photographed people
 NONE = "none"  # the base model's own pictures: the reference for what a prompt gives
 FULL, ID_ONLY = "full", "ID only"
 SCENES = "scenes"  # the set of prompts that the true renders follow
