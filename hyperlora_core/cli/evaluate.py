@@ -62,7 +62,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--cfg", type=float, default=5.0)
     parser.add_argument("--id-weight", type=float, help="instead of the methods' own, where that isn't 0")
     parser.add_argument("--base-weight", type=float, help="likewise")
-    parser.add_argument("--batch", type=int, default=16, metavar="N", help="pictures at once (default: %(default)s)")
+    parser.add_argument("--batch", type=int, metavar="N", help="pictures at once (default: 16; with --photos 1)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: PyTorch's choice)")
     parser.add_argument("--overwrite", action="store_true", help="paint again what was painted with other settings")
@@ -112,6 +112,8 @@ def run(arguments: Namespace) -> int:
     from ..evaluate.report import write_report
     from ..evaluate.run import Evaluation
 
+    if arguments.batch is None:
+        arguments.batch = 16 if arguments.photos is None else 1
     if min(arguments.steps, arguments.batch) < 1:
         raise HyperLoRAError(f"--steps {arguments.steps} and --batch {arguments.batch} must be at least 1.")
     if arguments.threads:
