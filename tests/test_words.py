@@ -4,6 +4,7 @@ import ast
 import importlib
 import json
 import re
+import textwrap
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -183,7 +184,7 @@ def test_python_examples_parse_and_import_what_exists():
     wrong = []
     for page in PAGES:
         for block in re.findall(r"```python\n(.*?)```", text_of(page), re.DOTALL):
-            for node in ast.walk(ast.parse(block)):
+            for node in ast.walk(ast.parse(textwrap.dedent(block))):
                 if isinstance(node, ast.ImportFrom) and node.module.partition(".")[0] == "hyperlora_core":
                     module = importlib.import_module(node.module)
                     wrong += [f"{page.name}: {name.name}" for name in node.names if not hasattr(module, name.name)]
