@@ -12,8 +12,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ..errors import HyperLoRAError
-from ..files import written_aside
-from ..photo import PICTURES
+from ..files import PICTURES, written_aside
 
 SETTINGS = "settings.json"
 
