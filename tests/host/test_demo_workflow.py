@@ -11,7 +11,7 @@ IDS = {
     "HyperLoRALoadModel", "HyperLoRALoadFaceAnalysis", "HyperLoRADetectFaces", "HyperLoRAEncodeIdentity",
     "HyperLoRASaveIdentity", "HyperLoRALoadIdentity", "HyperLoRABlendIdentities", "HyperLoRAGenerateLoRA",
     "HyperLoRAApply", "HyperLoRATriggerPrompt", "HyperLoRAPortrait", "HyperLoRASaveLoRA", "HyperLoRALoadDemo",
-    "HyperLoRASlider", "HyperLoRASimilarity", "HyperLoRACompare", "HyperLoRARegion", *AUTHORS,
+    "HyperLoRASlider", "HyperLoRASimilarity", "HyperLoRACompare", "HyperLoRARegion", "HyperLoRATransfer", *AUTHORS,
 }  # fmt: skip
 
 
