@@ -286,7 +286,7 @@ def test_steps_are_drawn_alike_or_about_a_middle():
 MINIATURE = {
     "demo-vae": [("batch = 32", "batch = 2"), ("crops = [32, 64, 128]", "crops = [32, 64]")],
     "demo-clip": [("batch = 128", "batch = 4")],
-    "demo-unet": [("batch = 48", "batch = 4"), ("sheet_steps = 20", "sheet_steps = 2")],
+    "demo-unet": [("batch = 24", "batch = 4"), ("sheet_steps = 20", "sheet_steps = 2")],
 }
 
 

@@ -183,7 +183,16 @@ def test_a_stage_with_all_three(checkpointing):
     module.train()
     batch["scenarios"] = torch.tensor([0, 0, 1])
     losses = module(**batch)
-    assert set(losses) == {"reconstruct", "ID alone", "beside base", "semantic", "layout", "identity", "no face"}
+    assert set(losses) == {
+        "reconstruct",
+        "ID alone",
+        "beside base",
+        "in common",
+        "semantic",
+        "layout",
+        "identity",
+        "no face",
+    }
     basis = module.network.basis.get_parameter("0/to_q/id_up_basis")
     gradients = {}
     for name in ("semantic", "layout", "identity", "reconstruct"):
