@@ -20,6 +20,7 @@ import torch
 from tqdm import tqdm
 
 from hyperlora_core import HyperLoRAError
+from hyperlora_core.cli.progress import following
 from hyperlora_core.locate import DEMO_FACES, demo_folder
 
 from .speed import apply, faces, generate, importing, in_comfyui, load, people, report, sampling
@@ -131,12 +132,7 @@ def models(options: argparse.Namespace, stack: ExitStack) -> tuple[Path, Path]:
 def _writing(stack: ExitStack) -> Callable[[int, int], None]:
     bar = tqdm(desc="writing untrained models", unit="B", unit_scale=True, disable=None)
     stack.callback(bar.close)
-
-    def progress(done: int, total: int) -> None:
-        bar.total = total
-        bar.update(done - bar.n)
-
-    return progress
+    return following(bar)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

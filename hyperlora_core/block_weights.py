@@ -61,22 +61,23 @@ def parse_block_weights(text: str) -> dict[str, float]:
 def weigh_blocks(lora: LoRA, text: str = "", preset: str = ALIKE) -> LoRA:
     """The LoRA with its up matrices scaled by block; the same object where nothing changes.
 
-    Of several entries that mean a layer the most detailed one counts, `text` before `preset`; layers that none means
-    keep weight 1. Raises HyperLoRAError for an unknown preset, a text that parse_block_weights refuses, and a block of
-    the text in which the LoRA has no layers (a preset's is left out: it was written for all of SDXL).
+    A layer that `text` means has its weight from there, any other from `preset`, else 1. Of several entries that mean a
+    layer the most detailed one counts. Raises HyperLoRAError for an unknown preset, a text that parse_block_weights
+    refuses, and a block of the text in which the LoRA has no layers (a preset's is left out: it was written for all of
+    SDXL).
     """
     if preset not in PRESETS:
         raise HyperLoRAError(f"Unknown block weights {preset!r}: choose one of {', '.join(PRESETS)}.")
     typed = parse_block_weights(text)
-    weights = parse_block_weights(PRESETS[preset]) | typed
-    if not weights:
+    given = typed, parse_block_weights(PRESETS[preset])
+    if not any(given):
         return lora
     paths = {pair.key: diffusers_path(pair.key) for pair in pairs(lora)}
     for block in typed:
         if not any(_means(block, path) for path in paths.values()):
             there = sorted({path.partition(".attentions")[0] for path in paths.values()})
             raise HyperLoRAError(f"This LoRA has no layers in {block}: it has {', '.join(there)}.")
-    factors = {key: _weight_of(path, weights) for key, path in paths.items()}
+    factors = {key: _weight_of(path, *given) for key, path in paths.items()}
     scaled: LoRA = dict(lora)
     for key, factor in factors.items():
         if factor != 1:
@@ -106,6 +107,9 @@ def _means(block: str, path: str) -> bool:
     return path.startswith(f"{block}.")
 
 
-def _weight_of(path: str, weights: Mapping[str, float]) -> float:
-    block = max((block for block in weights if _means(block, path)), key=len, default=None)
-    return 1.0 if block is None else weights[block]
+def _weight_of(path: str, *given: Mapping[str, float]) -> float:
+    """By the first of `given` that means the layer."""
+    for weights in given:
+        if blocks := [block for block in weights if _means(block, path)]:
+            return weights[max(blocks, key=len)]
+    return 1.0

@@ -75,7 +75,9 @@ def through_gate(images, results: list[Likeness], similarity: float, gate: str, 
     The blocker keeps every node behind it from running without failing the prompt: similarity and report still arrive.
     """
     if gate == REMOVE:
-        kept = [number for number, result in enumerate(results) if result.value >= threshold]
+        kept = [
+            number for number, result in enumerate(results) if result.cosine is not None and result.value >= threshold
+        ]
         said = f"{len(kept)} of {len(results)} pictures passed the threshold {threshold:.2f}"
         return (images[kept] if kept else ExecutionBlocker(None)), said
     if gate == OFF or similarity >= threshold:

@@ -44,6 +44,7 @@ def factors(weighed: dict) -> list[float]:
         ("", "face only", [0.5, 0.5, 0, 1, 0.5, 1]),
         ("", "soft", [0.8, 0.8, 0.8, 1, 0.8, 0.5]),
         ("", "anti-artefact", [0.5, 0.5, 1, 1, 1, 0.3]),
+        ("down 1", "face only", [1, 1, 1, 1, 0.5, 1]),
         ("up_blocks.1 0.9, middle 0.1", "anti-artefact", [0.5, 0.5, 1, 0.1, 1, 0.9]),
     ],
 )

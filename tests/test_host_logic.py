@@ -10,12 +10,14 @@ from pack_without_host import PACK, our_pack
 from safetensors import safe_open
 from test_bypass import PATHS, Net, lora, merged
 
+from hyperlora_core.similarity import Likeness
+
 
 @pytest.fixture(scope="module")
 def nodes():
     """The modules that know the host, loaded without it."""
     with our_pack():
-        names = ("bypass", "hooks", "region", "save", "transfer")
+        names = ("bypass", "hooks", "region", "save", "similarity", "transfer")
         return SimpleNamespace(**{name: importlib.import_module(f"{PACK}.nodes.{name}") for name in names})
 
 
@@ -206,3 +208,10 @@ def test_a_base_without_weight_is_left_out_of_the_file(nodes, monkeypatch, tmp_p
         metadata = file.metadata()
     assert metadata["ss_network_dim"] == str(rank)
     assert metadata.get("hyperlora.base_weight") == ("0.4" if base_weight else None)
+
+
+@pytest.mark.parametrize("threshold", [0.0, -0.5])
+def test_the_gate_removes_pictures_without_a_face_at_any_threshold(nodes, threshold):
+    results = [Likeness(0.4, 1), Likeness(None, 0), Likeness(0.1, 2)]
+    passed, said = nodes.similarity.through_gate(torch.arange(3), results, 0.2, nodes.similarity.REMOVE, threshold)
+    assert passed.tolist() == [0, 2] and said.startswith("2 of 3 pictures")

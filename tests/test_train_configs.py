@@ -35,6 +35,7 @@ DOCS = ROOT / "docs" / "training.md"
 
 DEMO_KEYS = ["loop.seed", "loop.steps", "loop.batch", "loop.rate", "loop.warmup", "loop.cooldown", "loop.weight_decay",
              "loop.ema_decay", "loop.precision"]  # fmt: skip
+UNET_KEYS = ["unet.caption_dropout", "unet.face_weight", "unet.weights", "unet.steps_drawn"]
 STAGE_KEYS = ["stage.start", "stage.trains", "stage.conditions", "stage.scenarios", "loop.steps", "loop.batch",
               "loop.accumulation", "loop.rate", "loop.warmup", "loop.cooldown", "loop.ema_decay", "loop.precision",
               "stage.other_photo", "stage.caption_dropout", "stage.apart", "stage.face_weight", "stage.weights", "stage.steps_drawn",
@@ -111,6 +112,7 @@ def test_sdxl_has_the_papers_numbers():
     "row",
     [
         *rows(["gpu", "cpu"], ["demo-vae", "demo-clip", "demo-unet"], DEMO_KEYS),
+        *rows(["gpu", "cpu"], ["demo-unet"], UNET_KEYS),
         *rows(["gpu", "cpu", "sdxl"], list(HYPERLORA), STAGE_KEYS),
         *rows(["gpu", "cpu", "sdxl"], ["id-embedding"], SIZE_KEYS),
     ],

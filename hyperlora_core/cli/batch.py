@@ -10,6 +10,7 @@ from ..batch.journal import KINDS
 from ..batch.run import Summary, run_batch
 from ..batch.write import BatchConfig
 from .options import add_lora_arguments, add_model_arguments, add_reading_arguments, chosen_models, encode_options
+from .progress import following
 
 SHOWN = 5  # people whose files are called otherwise
 MOST_WORKERS = 8  # by default; each needs the memory of PyTorch and a face pack
@@ -56,12 +57,7 @@ def run(arguments: Namespace) -> int:
     )
     # the delay keeps the bar out of an error's way until there is work
     with tqdm(desc="photos", unit="photo", delay=0.1, mininterval=1 if sys.stderr.isatty() else 60) as bar:
-
-        def progress(done: int, total: int, people: int, failed: int) -> None:
-            bar.total = total
-            bar.set_postfix(people=people, failed=failed, refresh=False)
-            bar.update(done - bar.n)
-
+        follow = following(bar)
         summary = run_batch(
             arguments.photos,
             arguments.out,
@@ -70,7 +66,7 @@ def run(arguments: Namespace) -> int:
             arguments.workers,
             arguments.retry,
             arguments.ray,
-            progress,
+            lambda done, total, people, failed: follow(done, total, people=people, failed=failed),
         )
     _tell(summary, arguments.out)
     return 1 if summary.failed else 0

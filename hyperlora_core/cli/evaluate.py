@@ -24,6 +24,7 @@ from ..evaluate.protocol import (
     chosen_methods,
     load_protocol,
 )
+from .options import add_device_argument, add_encoder_arguments
 
 if TYPE_CHECKING:
     from ..encode import PhotoEncoder
@@ -63,7 +64,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--id-weight", type=float, help="instead of the methods' own, where that isn't 0")
     parser.add_argument("--base-weight", type=float, help="likewise")
     parser.add_argument("--batch", type=int, metavar="N", help="pictures at once (default: 16; with --photos 1)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
+    add_device_argument(parser)
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: PyTorch's choice)")
     parser.add_argument("--overwrite", action="store_true", help="paint again what was painted with other settings")
     photos = parser.add_argument_group("people in photos, in place of drawn ones")
@@ -89,10 +90,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     photos.add_argument(
         "--measuring-clip", metavar="FILE", help="whole CLIP with image and text tower (default: --clip's, or ViT-L/14)"
     )
-    photos.add_argument("--models-folder", metavar="DIR", help="ComfyUI's models folder (default: found)")
-    photos.add_argument("--face-pack", metavar="DIR", help="default: antelopev2 in the models folder")
-    photos.add_argument("--clip", metavar="FILE", help="HyperLoRA's CLIP (default: ViT-L/14 in the models folder)")
-    photos.add_argument("--provider", default="auto", help="onnxruntime's for faces (default: %(default)s)")
+    add_encoder_arguments(photos)
 
 
 class Setup(NamedTuple):

@@ -46,6 +46,12 @@ def add_reading_arguments(parser: ArgumentParser) -> None:
 def add_model_arguments(parser: ArgumentParser) -> None:
     """Which checkpoint and encoders, and where they compute."""
     parser.add_argument("--checkpoint", default=DEFAULT, help=f"fidelity, edit, demo, or a path (default: {DEFAULT})")
+    add_encoder_arguments(parser)
+    add_device_argument(parser)
+
+
+def add_encoder_arguments(parser: ArgumentParser) -> None:
+    """What reads the photos for a checkpoint."""
     parser.add_argument("--models-folder", metavar="DIR", help="ComfyUI's models folder (default: found)")
     parser.add_argument(
         "--face-pack", metavar="DIR", help="folder of the face pack (default: antelopev2 in the models folder)"
@@ -54,14 +60,23 @@ def add_model_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--provider", default="auto", help="onnxruntime provider for faces: auto, cpu, cuda, ... (default: auto)"
     )
+
+
+def add_device_argument(parser: ArgumentParser) -> None:
+    """Where PyTorch computes."""
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
+
+
+def add_naming_argument(parser: ArgumentParser) -> None:
+    """How a LoRA file names its tensors."""
+    parser.add_argument(
+        "--naming", choices=NAMINGS, default=NAMINGS[0], help="kohya: ComfyUI and most tools; diffusers: PEFT"
+    )
 
 
 def add_lora_arguments(parser: ArgumentParser) -> None:
     """How a LoRA is written."""
-    parser.add_argument(
-        "--naming", choices=NAMINGS, default=NAMINGS[0], help="kohya: ComfyUI and most tools; diffusers: PEFT"
-    )
+    add_naming_argument(parser)
     parser.add_argument(
         "--base-weight",
         type=float,

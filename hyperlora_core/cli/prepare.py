@@ -11,6 +11,7 @@ from ..locate import find_file
 from ..train.photo_rules import PhotoRules
 from ..train.photo_shards import REPORT
 from ..train.prepare import BLIP2, CAPTIONS, FILES, PrepareConfig, prepare_photos
+from .progress import following
 
 RULES = {
     "size": (int, "PX", "side of a training picture"),
@@ -83,12 +84,7 @@ def run(arguments: Namespace) -> int:
     face_pack = arguments.face_pack or find_file("antelopev2", arguments.models_folder).parent
     captioner = _captioner(arguments)
     with tqdm(desc="photos", unit="B", unit_scale=True, mininterval=1 if sys.stderr.isatty() else 60) as bar:
-
-        def progress(done: int, total: int, kept: int, rejected: int) -> None:
-            bar.total = total
-            bar.set_postfix(kept=kept, rejected=rejected, refresh=False)
-            bar.update(done - bar.n)
-
+        follow = following(bar)
         summary = prepare_photos(
             arguments.photos,
             arguments.out,
@@ -98,7 +94,7 @@ def run(arguments: Namespace) -> int:
             arguments.provider,
             arguments.workers,
             round(arguments.shard_size * 1e6),
-            progress,
+            lambda done, total, kept, rejected: follow(done, total, kept=kept, rejected=rejected),
         )
     total = summary.kept + sum(summary.rejected.values())
     print(f"{summary.kept} of {total} photos prepared in {arguments.out}")

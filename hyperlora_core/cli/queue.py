@@ -13,6 +13,7 @@ from ..errors import HyperLoRAError
 from ..queue.jobs import Inputs, Job, parse_seeds, plan_jobs, read_people, read_prompts
 from ..queue.watch import Options, Watch
 from ..queue.workflow import PHOTO, PROMPT, SEED, Workflow, find_inputs, read_workflow, title
+from .progress import following
 
 if TYPE_CHECKING:
     from ..queue.run import Summary
@@ -122,12 +123,7 @@ def _plan(arguments: Namespace, workflow: Workflow) -> tuple[Inputs, list[Job]]:
     people = []
     if arguments.photos:
         with tqdm(desc="reading photos", unit="person", delay=1, leave=False, disable=None) as bar:
-
-            def progress(done: int, total: int) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
-
-            people, notes = read_people(arguments.photos, len(inputs.photos), progress)
+            people, notes = read_people(arguments.photos, len(inputs.photos), following(bar))
         for note in notes[:SHOWN]:
             print(note)
         if len(notes) > SHOWN:

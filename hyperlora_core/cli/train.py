@@ -14,6 +14,7 @@ from ..errors import HyperLoRAError
 from ..locate import DEMO_CLIP, DEMO_FACES, demo_folder
 from ..train.config import config_path, load_config
 from ..train.sources import Sources
+from .progress import following
 
 # stage: its module in hyperlora_core.train and its folder in --out
 HYPERLORA = ("base-lora", "id-clip", "id-embedding")
@@ -126,13 +127,8 @@ def _estimate(stage: str, config: str, sides: list[int]) -> int:
     if wrong:
         raise HyperLoRAError(f"--estimate {wrong[0]} is no side of a photo for SDXL. Give multiples of 8 from 64.")
     with _bar(None, "counting", "size") as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
         estimates = estimate.estimate(
-            load_config(config_path(stage, config, "cpu"), Config), sides or estimate.SIDES, progress=progress
+            load_config(config_path(stage, config, "cpu"), Config), sides or estimate.SIDES, progress=following(bar)
         )
     print(estimate.report(estimates))
     return 0
@@ -140,12 +136,7 @@ def _estimate(stage: str, config: str, sides: list[int]) -> int:
 
 def _embed(module: "object", data: Path, pack: Path, workers: int) -> int:
     with _bar(None, "faces", "portrait") as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        missed = module.embed_faces(data, pack, workers, progress)
+        missed = module.embed_faces(data, pack, workers, following(bar))
     print(f"No face was found in {missed} of {bar.total} portraits; HyperLoRA's stages leave them out.")
     return 0
 

@@ -3,15 +3,16 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from ..base_layers import FileLayers
 from ..errors import HyperLoRAError
 from ..files import written_aside
-from ..lora import NAMINGS, load_lora, save_lora
+from ..lora import load_lora, save_lora
 from ..transfer import DIRECTIONS, THRESHOLD, Bridge, transfer
 from ..weights_check import check_safetensors
+from .options import add_device_argument, add_naming_argument
+from .progress import following
 
 # of the file's metadata what it says of its tensors, which are written anew
 _OF_THE_TENSORS = ("ss_network_", "modelspec.implementation", "modelspec.sai_model_spec")
@@ -51,11 +52,9 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="SHARE",
         help="share of the target's directions that the change may use; 1: all (default: %(default)s)",
     )
-    parser.add_argument(
-        "--naming", choices=NAMINGS, default=NAMINGS[0], help="kohya: ComfyUI and most tools; diffusers: PEFT"
-    )
+    add_naming_argument(parser)
     parser.add_argument("--report", type=Path, metavar="FILE", help="write a line for every layer into this text file")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
+    add_device_argument(parser)
 
 
 def run(arguments: Namespace) -> int:
@@ -66,12 +65,7 @@ def run(arguments: Namespace) -> int:
     for path, output in zip(arguments.loras, outputs, strict=True):
         lora = load_lora(path)
         with tqdm(desc=path.stem, unit="layer", disable=None) as bar:
-
-            def progress(done: int, total: int, bar: tqdm = bar) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
-
-            moved = transfer(lora, source, target, arguments.threshold, bridge, arguments.device, progress)
+            moved = transfer(lora, source, target, arguments.threshold, bridge, arguments.device, following(bar))
         print(moved.summary, *moved.left_out, sep="\n")
         reports.append(f"{path}\n{moved.report}\n")
         save_lora(moved.lora, output, arguments.naming, _metadata(path, arguments.target))

@@ -26,6 +26,25 @@ FACE_PASS = [
     ["gently", "again", "decode_face", "shrink"],
 ]
 PUT_BACK = [["put_back", "save"]]
+FIRST_PASS = [
+    Group("1 Who", WHO),
+    Group("2 Picture", [["checkpoint", "clip_skip", "apply", "size"], ["prompt", "positive", "negative"]]),
+    Group("3 First pass", [["sampler", "decode", "first"]]),
+]
+
+
+def first_pass() -> dict[str, Node]:
+    """A full-body picture of the person, whose face has few pixels."""
+    return {
+        **checkpoint_nodes(),
+        **person_nodes(),
+        "apply": apply_node(),
+        **prompt_nodes(FULL_BODY),
+        "size": size_node(832, 1216),
+        "sampler": sampler_node(),
+        "decode": decode_node(),
+        "first": preview_node("decode.IMAGE", "Before"),
+    }
 
 
 def face_pass(image: str, denoise: float, steps: int) -> dict[str, Node]:
@@ -72,21 +91,12 @@ def face_pass(image: str, denoise: float, steps: int) -> dict[str, Node]:
 def detailer() -> Workflow:
     return Workflow(
         nodes={
-            **checkpoint_nodes(),
-            **person_nodes(),
-            "apply": apply_node(),
-            **prompt_nodes(FULL_BODY),
-            "size": size_node(832, 1216),
-            "sampler": sampler_node(),
-            "decode": decode_node(),
-            "first": preview_node("decode.IMAGE", "Before"),
+            **first_pass(),
             **face_pass("decode.IMAGE", denoise=0.5, steps=20),
             "save": save_node("put_back.IMAGE", "hyperlora_detailed"),
         },
         groups=[
-            Group("1 Who", WHO),
-            Group("2 Picture", [["checkpoint", "clip_skip", "apply", "size"], ["prompt", "positive", "negative"]]),
-            Group("3 First pass", [["sampler", "decode", "first"]]),
+            *FIRST_PASS,
             Group("4 The face again", FACE_PASS),
             Group("5 Put back", PUT_BACK),
         ],
@@ -119,14 +129,7 @@ all of them. For more pictures press **Run** again, or raise the number beside i
 def impact_detailer() -> Workflow:
     return Workflow(
         nodes={
-            **checkpoint_nodes(),
-            **person_nodes(),
-            "apply": apply_node(),
-            **prompt_nodes(FULL_BODY),
-            "size": size_node(832, 1216),
-            "sampler": sampler_node(),
-            "decode": decode_node(),
-            "first": preview_node("decode.IMAGE", "Before"),
+            **first_pass(),
             "detector": Node(
                 "UltralyticsDetectorProvider", {"model_name": file_name("face-detector")}, models=["face-detector"]
             ),
@@ -155,9 +158,7 @@ def impact_detailer() -> Workflow:
             "save": save_node("detailer.image", "hyperlora_detailed"),
         },
         groups=[
-            Group("1 Who", WHO),
-            Group("2 Picture", [["checkpoint", "clip_skip", "apply", "size"], ["prompt", "positive", "negative"]]),
-            Group("3 First pass", [["sampler", "decode", "first"]]),
+            *FIRST_PASS,
             Group("4 The faces again", [["detector", "detailer"], ["save"]]),
         ],
         note=f"""## Small faces in full detail, with Impact-Pack
