@@ -38,8 +38,8 @@ DEMO_KEYS = ["loop.seed", "loop.steps", "loop.batch", "loop.rate", "loop.warmup"
 UNET_KEYS = ["unet.caption_dropout", "unet.face_weight", "unet.weights", "unet.steps_drawn"]
 STAGE_KEYS = ["stage.start", "stage.trains", "stage.conditions", "stage.scenarios", "loop.steps", "loop.batch",
               "loop.accumulation", "loop.rate", "loop.warmup", "loop.cooldown", "loop.ema_decay", "loop.precision",
-              "stage.other_photo", "stage.caption_dropout", "stage.apart", "stage.face_weight", "stage.weights", "stage.steps_drawn",
-              "stage.checkpointing", "stage.cache"]  # fmt: skip
+              "stage.other_photo", "stage.caption_dropout", "stage.bases_pace", "stage.face_weight", "stage.weights",
+              "stage.steps_drawn", "stage.checkpointing", "stage.cache"]  # fmt: skip
 SIZE_KEYS = [f"hyperlora.{field.name}" for field in dataclasses.fields(HyperLoRASize)]
 
 
@@ -105,7 +105,7 @@ def test_sdxl_has_the_papers_numbers():
             "plain",
             0.0,
         )
-        assert not values["stage.steps_drawn"] and not values["stage.apart"]
+        assert not values["stage.steps_drawn"] and not values["stage.bases_pace"]
 
 
 @pytest.mark.parametrize(

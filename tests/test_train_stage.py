@@ -8,7 +8,7 @@ import torch
 
 from hyperlora_core import HyperLoRAError, load_hyperlora
 from hyperlora_core.demo import sdxl
-from hyperlora_core.demo.hyperlora import HyperLoRASize
+from hyperlora_core.demo.hyperlora import HyperLoRASize, unet_modules
 from hyperlora_core.encode import RECOGNITION
 from hyperlora_core.fingerprint import fingerprint
 from hyperlora_core.inject import Injection, LowRank
@@ -16,7 +16,7 @@ from hyperlora_core.locate import DEMO_CLIP, demo_folder
 from hyperlora_core.prompt import TRIGGER
 from hyperlora_core.train import config, data, loop, stage
 from hyperlora_core.train.features import memory_mapped
-from hyperlora_core.train.network import group_of, in_common
+from hyperlora_core.train.network import Network, group_of
 from hyperlora_core.train.sources import Sources
 
 for package in ("accelerate", "diffusers", "transformers", "open_clip", "matplotlib"):
@@ -36,7 +36,7 @@ SIZE = HyperLoRASize(
 )  # fmt: skip
 SHORT = {
     "steps": 40, "batch": 8, "rate": 1e-2, "warmup": 2, "cooldown": 0.3, "save_every": 20, "sample_every": 1000, "sheet_steps": 1,
-    "weights": "plain", "steps_drawn": (),  # an untrained model has nothing to tell where there is mostly noise
+    "bases_pace": 1.0, "weights": "plain", "steps_drawn": (),  # an untrained model has nothing to tell where there is mostly noise
 }  # fmt: skip
 
 
@@ -202,23 +202,43 @@ def test_face_weights():
     assert torch.equal(weights[1], torch.ones(1, 4, 4))
 
 
-def test_in_common():
-    alone, crowd = (
-        torch.nn.functional.normalize(torch.randn(n, 3, 4, generator=torch.Generator().manual_seed(0)), dim=-1)
-        for n in (1, 400)
-    )
-    assert float(in_common(alone)) == pytest.approx(1) and float(in_common(alone.repeat(5, 1, 1))) == pytest.approx(1)
-    assert float(in_common(crowd)) < 0.02
-    half = torch.stack([torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])])  # two people at right angles
-    assert float(in_common(half)) == pytest.approx(0.5)
-
-
-def test_people_are_kept_apart_only_above_the_bound(task):
-    batch = drawn(task, 4) | {"scenarios": torch.zeros(4, dtype=torch.long)}
-    alike = batch | {kind: batch[kind][:1].expand_as(batch[kind]) for kind in ("tokens", "embeds")}
+@pytest.mark.parametrize("group", ("embedding", "clip", "base"))
+def test_what_is_alike_for_everybody_begins_at_nothing(group):
+    network = Network(unet_modules(sdxl.unet_config(BASE)), SIZE, seed=0)
+    width = 512 if group == "embedding" else SIZE.clip_width
+    inputs = torch.randn(40, 3, width, generator=torch.Generator().manual_seed(0)) + 5
+    encoder = network.encoder
+    layer = {
+        "embedding": encoder["id_projector"][0],
+        "clip": encoder["resampler"].proj_in_2,
+        "base": encoder["base_resampler"].proj_in,
+    }[group]
     with torch.no_grad():
-        assert float(task.module(**alike)["in common"]) == pytest.approx(0.1 * (1 - stage.MOST_IN_COMMON), rel=1e-4)
-        assert float(task.module(**batch)["in common"]) < float(task.module(**alike)["in common"])
+        assert layer(inputs).mean((0, 1)).abs().min() > 1e-3
+        network.centre(group, inputs)
+        assert layer(inputs).mean((0, 1)).abs().max() < 1e-3
+        trained = layer.bias.clone()
+        network.centre(group, inputs + 1)
+    assert torch.equal(layer.bias, trained), "a stage that goes on forgot what the one before it learned"
+
+
+def test_a_stage_begins_at_the_photos_mean(sources):
+    task = stage.make_task(short("id-embedding", start=(), trains=("embedding", "trunk", "bases")), sources, "x")
+    embeds = torch.from_numpy(task.photos.embeddings(np.arange(len(task.photos))))  # fewer than CENTRE_PHOTOS
+    assert task.module.network.encoder["id_projector"][0](embeds).mean(0).abs().max() < 1e-5
+    assert not task.module.network.encoder["resampler"].proj_in_2.bias.any(), "clip isn't trained here"
+
+
+def test_the_bases_learn_at_their_own_pace(sources, tmp_path, monkeypatch):
+    config = short("id-embedding", start=(), steps=1, warmup=1, bases_pace=3.0)
+    task = stage.make_task(config, sources, "x")
+    before = {name: value.clone() for name, value in task.module.network.named_parameters()}
+    loop.train(task, config, tmp_path, "cpu")
+    rate = loop.rate_at(config.loop, 0)
+    moved = {name: float((value - before[name]).abs().max()) for name, value in task.module.network.named_parameters()}
+    # Adam's first step is the rate, whatever the gradient
+    assert moved["basis.0/to_q/id_up_basis"] == pytest.approx(3 * rate, rel=0.05)
+    assert moved["encoder.resampler.proj_out.bias"] == pytest.approx(rate, rel=0.05)
 
 
 def test_features_on_disk_are_what_is_computed_without(task, sources):

@@ -45,7 +45,8 @@ class Draw(NamedTuple):
 class Task(Protocol):
     """What is trained. `module(**batch)` gives the loss' terms as scalars; their sum is minimised.
 
-    Parameters that don't require a gradient are neither trained nor saved.
+    Parameters that don't require a gradient are neither trained nor saved. A task may have `paces`: what the learning rate
+    is multiplied by for parameters whose names begin so.
     """
 
     module: nn.Module
@@ -106,14 +107,8 @@ class _Run:
         if self.loop.channels_last:
             self.module.to(memory_format=torch.channels_last)
         self.trained = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
-        optimizer = torch.optim.AdamW(
-            [
-                {"params": [p for p in self.trained.values() if p.ndim > 1], "weight_decay": self.loop.weight_decay},
-                {"params": [p for p in self.trained.values() if p.ndim <= 1], "weight_decay": 0.0},
-            ],
-            lr=self.loop.rate,
-            betas=(0.9, self.loop.beta2),
-        )
+        self.paces, groups = zip(*self._groups(), strict=True)
+        optimizer = torch.optim.AdamW(groups, lr=self.loop.rate, betas=(0.9, self.loop.beta2))
         self.wrapped, self.optimizer = self.accelerator.prepare(self.module, optimizer)
         self.step = 0
         self.rows: list[dict[str, float]] = []
@@ -155,6 +150,19 @@ class _Run:
                     break
         return self.step
 
+    def _groups(self) -> list[tuple[float, dict[str, Any]]]:
+        """The optimizer's groups, each with its pace; weight decay is for matrices alone."""
+        paces = getattr(self.task, "paces", {})
+        groups: dict[tuple[float, bool], list[Tensor]] = {}
+        for name, parameter in self.trained.items():
+            pace = next((pace for start, pace in paces.items() if name.startswith(start)), 1.0)
+            groups.setdefault((pace, parameter.ndim > 1), []).append(parameter)
+        decay = self.loop.weight_decay
+        return [
+            (pace, {"params": parameters, "weight_decay": decay if matrices else 0.0})
+            for (pace, matrices), parameters in groups.items()
+        ]
+
     def _ends(self, stopped: bool) -> bool:
         """Whether all processes end here because one was stopped; asked together, now and then, as it waits for all."""
         if self.accelerator.num_processes == 1:
@@ -165,8 +173,8 @@ class _Run:
 
     def _one_step(self) -> dict[str, Tensor]:
         rate = rate_at(self.loop, self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        for group, pace in zip(self.optimizer.param_groups, self.paces, strict=True):
+            group["lr"] = rate * pace
         sums: dict[str, Tensor] = {}
         for part in range(self.loop.accumulation):
             source = np.random.SeedSequence([self.loop.seed, self.step, part, self.accelerator.process_index])

@@ -41,7 +41,7 @@ from .diffusion import Schedule, check_weights, face_weights
 from .drawn import open_photos
 from .features import RowCache, encode_pictures
 from .loop import CHECKPOINT, Draw, load_trained_config, trained_values
-from .network import GROUPS, Network, in_common, joined
+from .network import GROUPS, Network, joined
 from .pulid import CrossAttentions, PuLID, PuLIDConfig, Seen, check_pulid, make_pulid
 from .sheets import sheet
 from .sources import Sources
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 RECONSTRUCT, ID_ALONE, BESIDE_BASE = range(3)  # the scenarios (a), (b), (c)
 KINDS = (("embedding", "clip"), ("embedding",), ("clip",))  # what an ID branch may read, in its order
 SHEET_PEOPLE, SHEET_SEED = 8, 0
-MOST_IN_COMMON = 0.5
+CENTRE_PHOTOS = 64  # for the mean of what a branch reads
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class StageConfig:
     scenarios: tuple[float, float, float]  # chances of (a), (b), (c)
     other_photo: float  # chance that the ID branch reads another photo of the person, where there is one
     caption_dropout: float  # chance that nothing but the trigger words, if any, is left of a caption
-    apart: float  # weight of a loss that keeps people's coefficients apart, 0: none; see network.in_common
+    bases_pace: float  # the bases learn at so many times the rate
     face_weight: float  # weight of the loss inside the face's box; 1: as everywhere
     weights: str  # of diffusion.WEIGHTS; the paper's loss is plain
     steps_drawn: tuple[float, ...]  # mean and deviation of the steps' logits (diffusion.py); empty: all alike, as there
@@ -140,8 +140,6 @@ class Stage(nn.Module):
             errors = self._errors(inputs, both, target, weights)
         names = {RECONSTRUCT: "reconstruct", ID_ALONE: "ID alone", BESIDE_BASE: "beside base"}
         losses = {name: (errors * (scenarios == scenario)).sum() / len(errors) for scenario, name in names.items()}
-        if self.config.apart:
-            losses["in common"] = self.config.apart * (in_common(coefficients) - MOST_IN_COMMON).relu()
         if self.attentions is not None:
             losses |= self.pulid.alignment(*self.attentions.differences(without, with_id), told)
         if faces is not None:
@@ -189,12 +187,14 @@ class StageTask:
         self.config, self.photos, self.pipeline, self.vision = config.stage, photos, pipeline, vision
         network.choose(config.stage.trains)
         self.module = Stage(network, pipeline.unet, config.stage, pulid)
+        self.paces = {"network.basis.": config.stage.bases_pace}
         if config.stage.checkpointing:
             pipeline.unet.enable_gradient_checkpointing(self.module.injection.repeat)
         self.schedule = Schedule()
         self.texts = TextEncoders(pipeline.text_encoder, pipeline.text_encoder_2)
         self.others = _other_rows(photos.people)
         self.caches = self._caches(cache) if config.stage.cache else None
+        self._centre(network)
 
     def batch(self, draw: Draw) -> dict[str, Tensor]:
         rng, n, device, config = draw.rng, draw.batch, draw.device, self.config
@@ -227,6 +227,18 @@ class StageTask:
         if self.module.pulid is not None and self.module.pulid.likeness is not None:
             batch["faces"] = self._faces(references, device)
         return batch | self._person(references, device)
+
+    def _centre(self, network: Network) -> None:
+        """Tell the branches that begin here what their conditions are like on average."""
+        rows = np.unique(np.linspace(0, len(self.photos) - 1, CENTRE_PHOTOS).astype(int))
+        cpu = torch.device("cpu")
+        conditions = {
+            "base": lambda: self._tokens("base", rows, cpu),
+            "clip": lambda: self._tokens("identity", rows, cpu),
+            "embedding": lambda: self._faces(rows, cpu),
+        }
+        for group in conditions.keys() & set(self.config.trains):
+            network.centre(group, conditions[group]())
 
     def _references(self, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """The photos that the ID branch reads: the pictures' own, or others of the same people."""
