@@ -160,6 +160,18 @@ def slider() -> Image.Image:
     return sheet.picture
 
 
+def another_base() -> Image.Image:
+    """The same person, by a large model and by a small one."""
+    sheet = Sheet()
+    sheet.put(person(110), 185, 24)
+    for x, side, word in ((24, 220, "SDXL"), (324, 132, "SSD-1B")):
+        y = 290 - side // 2
+        sheet.put(person(side, scene=FOREST), x, y)
+        sheet.word(word, x + side // 2, y + side + 26)
+    sheet.arrow(258, 290, 34)
+    return sheet.picture
+
+
 def comparison(*others: str) -> Image.Image:
     """The photo, and an empty frame for each method: who is more alike is for the workflow to say."""
     sheet = Sheet()
@@ -211,6 +223,7 @@ THUMBNAILS = {
     "08_change_only_the_face": change_face,
     "09_image_to_image_and_style": partial(guided, partial(person, who=BEN, scene=GARDEN), painting),
     "10_concept_slider": slider,
+    "11_move_to_another_base": another_base,
     "21_compare_with_instantid": partial(comparison, "InstantID"),
     "22_compare_with_ip_adapter_faceid": partial(comparison, "IP-Adapter"),
     "23_compare_with_pulid": partial(comparison, "PuLID"),

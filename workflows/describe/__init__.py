@@ -2,6 +2,7 @@
 
 from functools import partial
 
+from .bases import another_base
 from .comparison import comparison
 from .control import instantid_pose, pose, restyle
 from .faces import change_face, detailer, impact_detailer
@@ -18,6 +19,7 @@ WORKFLOWS = {
     "08_change_only_the_face": change_face,
     "09_image_to_image_and_style": restyle,
     "10_concept_slider": slider,
+    "11_move_to_another_base": another_base,
     "21_compare_with_instantid": partial(comparison, "instantid"),
     "22_compare_with_ip_adapter_faceid": partial(comparison, "ip"),
     "23_compare_with_pulid": partial(comparison, "pulid"),

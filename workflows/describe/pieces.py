@@ -1,6 +1,6 @@
 """Chains of nodes that several workflows share."""
 
-from .parts import Node, files_table, item
+from .parts import Node, file_name, files_table
 
 FIDELITY, EDIT = "sdxl_hyper_id_lora_v1_fidelity", "sdxl_hyper_id_lora_v1_edit"
 FACE_PACK = "antelopev2"
@@ -14,11 +14,15 @@ FIRST_PICTURE = ("fidelity", "clip-vision", "antelopev2", "realvisxl")
 CONSENT = "The weights are for non-commercial use. Use photos only of people who agree to it.\n"
 
 
-def checkpoint_nodes() -> dict[str, Node]:
+def checkpoint_node(name: str, title: str = "") -> Node:
+    """A loader for an item of the catalog."""
+    return Node("CheckpointLoaderSimple", {"ckpt_name": file_name(name)}, title=title, models=[name])
+
+
+def checkpoint_nodes(name: str = "realvisxl", title: str = "") -> dict[str, Node]:
     """An SDXL checkpoint with CLIP skip 2: MODEL, CLIP and VAE."""
-    name = item("realvisxl")["files"][0]["path"].rpartition("/")[2]
     return {
-        "checkpoint": Node("CheckpointLoaderSimple", {"ckpt_name": name}, models=["realvisxl"]),
+        "checkpoint": checkpoint_node(name, title),
         "clip_skip": Node("CLIPSetLastLayer", {"stop_at_clip_layer": -2}, {"clip": "checkpoint.CLIP"}),
     }
 
@@ -113,7 +117,11 @@ def preview_node(images: str, title: str = "") -> Node:
     return Node("PreviewImage", links={"images": images}, extra_height=240, title=title)
 
 
-def files_to_get(*more: str, first: tuple[str, ...] = FIRST_PICTURE) -> str:
+def files_to_get(
+    *more: str,
+    first: tuple[str, ...] = FIRST_PICTURE,
+    instead: str = "in place of RealVisXL any SDXL checkpoint will do",
+) -> str:
     """The note's section on files; `first` begins with the items that a plain download fetches."""
     names = " ".join([*first, *more][3:])
     return f"""## Files
@@ -124,7 +132,7 @@ In the folder of this pack, with ComfyUI's own Python:
 
 `python -m hyperlora_core download` fetches the first three,
 
-`python -m hyperlora_core download {names}` the rest; in place of RealVisXL any SDXL checkpoint will do,
+`python -m hyperlora_core download {names}` the rest; {instead},
 
 `python -m hyperlora_core doctor` says what is missing.
 
