@@ -47,7 +47,7 @@ def load_pipeline(
     path = Path(path)
     load = _load_folder if path.is_dir() else _load_file
     try:
-        with _quiet():
+        with quiet():
             pipeline = load(diffusers.StableDiffusionXLPipeline, path, options)
     except HyperLoRAError:
         raise
@@ -111,7 +111,7 @@ def apply_lora(
 
     active = {other: strength for other, strength in _strengths(pipeline).items() if other != name}
     remove_lora(pipeline, name)
-    with _quiet():
+    with quiet():
         pipeline.load_lora_weights(to_diffusers(lora, layers_per_block), adapter_name=name)
     patched = sum(name in layer.lora_A for _, layer in _linears(pipeline.unet) if hasattr(layer, "lora_A"))
     if patched != len(paths):
@@ -197,8 +197,8 @@ def _strengths(pipeline: "StableDiffusionXLPipeline") -> dict[str, float]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Loading shows no bars and no remarks; what matters to the user is raised."""
+def quiet() -> Iterator[None]:
+    """Loading by diffusers and transformers shows no bars and no remarks; what matters to the user is raised."""
     logs = [packages.require(f"{name}.utils.logging", PURPOSE) for name in ("diffusers", "transformers")]
     before = [(log, log.get_verbosity(), log.is_progress_bar_enabled()) for log in logs]
     for log in logs:

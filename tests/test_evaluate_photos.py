@@ -18,7 +18,7 @@ from hyperlora_core.cli import main
 from hyperlora_core.evaluate import paper
 from hyperlora_core.evaluate.instruments import Instruments, Seen
 from hyperlora_core.evaluate.photo_people import given_methods, photographed_people, read_kinds, seeds_of
-from hyperlora_core.evaluate.protocol import ID_ONLY, NONE, PROMPTS, SCENES, load_protocol
+from hyperlora_core.evaluate.protocol import ALONE, ID_ONLY, NONE, PROMPTS, SCENES, Method, load_protocol
 from hyperlora_core.evaluate.report import write_report
 from hyperlora_core.evaluate.run import Evaluation
 from hyperlora_core.evaluate.store import PictureFolder
@@ -257,10 +257,58 @@ def test_painted_pictures_are_timed_and_shared_and_follow_their_photos(photos, t
     assert [job.prompt.endswith(word) for job, word in zip(painted()[0], WORDS, strict=True)] == [True, True]
 
 
+class ToyBaseline:
+    """Paints the colour of the photo, whatever the prompt."""
+
+    settings = {"steps": 25}
+
+    def __init__(self):
+        self.jobs = []
+
+    def encode(self, photos):
+        return np.asarray(Image.open(photos[0]))[0, 0]
+
+    def paint(self, jobs, progress=None):
+        self.jobs += jobs
+        return [np.full((64, 64, 3), job.face, np.uint8) for job in jobs]
+
+
+def test_a_baseline_paints_faces_and_is_not_asked_for_words(photos, tmp_path):
+    row = Method("Arc2Face", 1, 0.0, 0.0, False, ALONE, "weights")
+    alone = {ALONE: ("photo of a id person",)}
+    protocol = protocol_of()
+    protocol = dataclasses.replace(protocol, prompts={**protocol.prompts, ALONE: [list(alone[ALONE])]})
+
+    def painted(methods, painter=None):
+        baseline, people = ToyBaseline(), photographed_people(photos, WORDS, [7], bare=alone)
+        results = Evaluation(
+            people, methods, protocol, painter, {}, INSTRUMENTS, tmp_path / "out", baselines={"weights": baseline}
+        ).run()
+        return baseline.jobs, results
+
+    jobs, results = painted([load_protocol().methods[NONE], row], ToyPainter())
+    assert [(job.lora, job.seed) for job in jobs] == [(None, 7)] * 2
+    assert (tmp_path / "out" / "pictures" / "Arc2Face" / "ben_p01_s7.png").exists()
+    scores = [score for of_person in results.scores["Arc2Face"] for score in of_person]
+    assert [score.id_sim for score in scores] == pytest.approx([1, 1], abs=1e-3)
+    assert all(np.isnan(score.clip_t) and np.isnan(score.clip_i) for score in scores)
+    table = write_report(tmp_path / "out", results, [("Arc2Face", NONE)], {})
+    assert results.speeds["Arc2Face"].shape == (2, 2) and "| Arc2Face | " in table
+    # the base model's steps are not its own: with another painter nothing is painted again
+    jobs, results = painted([row], SimpleNamespace(settings={"steps": 2}))
+    assert jobs == [] and "| Arc2Face | " in write_report(tmp_path / "alone", results, [], {})
+
+
 def test_mistakes(photos, tmp_path, capsys):
     save(tmp_path / "mine" / "anna_p01_s7.png", RED)
     for arguments, words in (
         (["--pictures", "a=b"], ("--photos FOLDER",)),
+        (["--sd15", "x"], ("--photos FOLDER",)),
+        (["--photos", str(photos), "--arc2face", "x"], ("--arc2face FOLDER and --sd15 FOLDER go together",)),
+        (
+            ["--photos", str(photos), "--arc2face", "x", "--sd15", "y", "--pictures", f"Arc2Face={tmp_path / 'mine'}"],
+            ('"Arc2Face"',),
+        ),
         (["--photos", str(photos)], ("nothing to measure", "--pictures NAME=FOLDER", "--base FILE")),
         (["--photos", str(photos), "--pictures", "folder"], ("--pictures folder isn't NAME=FOLDER",)),
         (["--photos", str(photos), "--pictures", "a=x", "--pictures", "a=y"], ('Two rows would be called "a"',)),

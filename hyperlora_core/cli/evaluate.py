@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from ..errors import HyperLoRAError
 from ..evaluate.protocol import (
+    ALONE,
     FULL,
     ID_ONLY,
     NONE,
@@ -28,6 +29,7 @@ from .options import add_device_argument, add_encoder_arguments
 
 if TYPE_CHECKING:
     from ..encode import PhotoEncoder
+    from ..evaluate.arc2face import Arc2Face
     from ..evaluate.instruments import Instruments
     from ..evaluate.paint import Painter
     from ..evaluate.people import Person
@@ -80,6 +82,10 @@ def add_arguments(parser: ArgumentParser) -> None:
         f'"{NONE}" is for those without a person',
     )
     photos.add_argument("--base", metavar="FILE", help="SDXL checkpoint or diffusers folder: paint --checkpoint's here")
+    photos.add_argument(
+        "--arc2face", metavar="FOLDER", help="Arc2Face's weights (arc2face/, encoder/, arcface.onnx): a row of its own"
+    )
+    photos.add_argument("--sd15", metavar="FOLDER", help="Stable Diffusion 1.5, in diffusers' form, for --arc2face")
     photos.add_argument("--prompts", type=Path, default=PROMPTS, metavar="FILE", help="default: ten of ours")
     photos.add_argument("--seeds", metavar="SEEDS", help=f"1-4, or 1,2,10-20 (default: the pictures', else {SEEDS})")
     photos.add_argument(
@@ -103,6 +109,7 @@ class Setup(NamedTuple):
     encoders: dict[str, "PhotoEncoder"]
     instruments: "Instruments"
     settings: dict[str, object]
+    baselines: "dict[str, Arc2Face]"
 
 
 def run(arguments: Namespace) -> int:
@@ -129,11 +136,13 @@ def run(arguments: Namespace) -> int:
             arguments.seed,
             arguments.batch,
             arguments.overwrite,
+            setup.baselines,
         )
         results = evaluation.run(progress)
     settings = {
         **setup.settings,
         **(setup.painter.settings | {"batch": arguments.batch} if setup.painter else {}),
+        **{f"baseline {name}": baseline.settings for name, baseline in setup.baselines.items()},
         "methods": [vars(method) for method in setup.methods],
     }
     print(write_report(arguments.out, results, setup.protocol.comparisons, settings, arguments.seed))
@@ -147,8 +156,10 @@ def _drawn(arguments: Namespace, progress: "Progress") -> Setup:
     from ..locate import demo_folder
     from ..pipeline import load_pipeline
 
-    if arguments.pictures or arguments.base:
-        raise HyperLoRAError("--pictures and --base go with --photos FOLDER: name the folder of the people's photos.")
+    if arguments.pictures or arguments.base or arguments.arc2face or arguments.sd15:
+        raise HyperLoRAError(
+            "--pictures, --base, --arc2face and --sd15 go with --photos FOLDER: name the folder of the people's photos."
+        )
     protocol = load_protocol(arguments.protocol)
     methods = chosen_methods(
         protocol,
@@ -168,10 +179,11 @@ def _drawn(arguments: Namespace, progress: "Progress") -> Setup:
         arguments.seed,
         lambda done, total: progress("drawing people", done, total),
     )
-    return Setup(people, methods, protocol, painter, encoders, instruments, {"seed": arguments.seed})
+    return Setup(people, methods, protocol, painter, encoders, instruments, {"seed": arguments.seed}, {})
 
 
 def _photographed(arguments: Namespace) -> Setup:
+    from ..evaluate.arc2face import ARC2FACE, PROMPT, Arc2Face
     from ..evaluate.paint import Painter
     from ..evaluate.photo_people import given_methods, photographed_people, read_kinds, seeds_of
     from ..locate import DEFAULT
@@ -179,8 +191,14 @@ def _photographed(arguments: Namespace) -> Setup:
     from ..queue.jobs import parse_seeds, read_prompts
 
     methods = given_methods(arguments.pictures)
-    if not (methods or arguments.base):
-        raise HyperLoRAError("There is nothing to measure: give --pictures NAME=FOLDER, or --base FILE to paint here.")
+    if bool(arguments.arc2face) != bool(arguments.sd15):
+        raise HyperLoRAError(
+            "--arc2face FOLDER and --sd15 FOLDER go together: its own weights, and what they stand on."
+        )
+    if not (methods or arguments.base or arguments.arc2face):
+        raise HyperLoRAError(
+            "There is nothing to measure: give --pictures NAME=FOLDER, or --base FILE or --arc2face FOLDER to paint here."
+        )
     if arguments.methods or (arguments.checkpoint and not arguments.base):
         raise HyperLoRAError(
             "With --photos, pictures are painted by --base FILE, --checkpoint NAME=FOLDER and --as NAME."
@@ -188,7 +206,7 @@ def _photographed(arguments: Namespace) -> Setup:
     prompts = read_prompts(arguments.prompts)
     seeds = parse_seeds(arguments.seeds) if arguments.seeds else seeds_of(methods) or parse_seeds(SEEDS)
     protocol = load_protocol(arguments.protocol)
-    sets = {**protocol.prompts, SCENES: [[prompt] for prompt in prompts for _ in seeds]}
+    sets = {**protocol.prompts, SCENES: [[prompt] for prompt in prompts for _ in seeds], ALONE: [[PROMPT]] * len(seeds)}
     if arguments.base:
         painted = chosen_methods(
             dataclasses.replace(protocol, prompts=sets),
@@ -200,10 +218,11 @@ def _photographed(arguments: Namespace) -> Setup:
         )
         given = {method.name for method in methods}
         methods = [method for method in painted if method.name != NONE or NONE not in given] + methods
-        if both := [method.name for method in painted if method.name in given - {NONE}]:
-            raise HyperLoRAError(
-                f'Two rows would be called "{both[0]}": give the pictures or the checkpoint another name.'
-            )
+        _refuse_twice(painted, given - {NONE})
+    if arguments.arc2face:
+        row = Method(ARC2FACE, 1, 0.0, 0.0, False, ALONE, arguments.arc2face)
+        _refuse_twice([row], {method.name for method in methods})
+        methods.append(row)
     rows = [method.name for method in methods if method.name != NONE]
     protocol = dataclasses.replace(
         protocol,
@@ -222,8 +241,19 @@ def _photographed(arguments: Namespace) -> Setup:
     painter = None
     if arguments.base:
         painter = Painter(load_pipeline(arguments.base, device=arguments.device), arguments.steps, arguments.cfg)
+    baselines = {}
+    if arguments.arc2face:
+        baselines[arguments.arc2face] = Arc2Face.load(
+            arguments.arc2face, arguments.sd15, instruments.faces.analyzer, arguments.device
+        )
     settings = {"seeds": " ".join(map(str, seeds)), "prompts": prompts}
-    return Setup(people, methods, protocol, painter, encoders, instruments, settings)
+    return Setup(people, methods, protocol, painter, encoders, instruments, settings, baselines)
+
+
+def _refuse_twice(painted: list[Method], others: set[str]) -> None:
+    """Refuse two rows of one name."""
+    if both := [method.name for method in painted if method.name in others]:
+        raise HyperLoRAError(f'Two rows would be called "{both[0]}": give the pictures or the checkpoint another name.')
 
 
 def _checkpoints(arguments: Namespace) -> dict[str, str]:
@@ -247,6 +277,7 @@ def _open(methods: list[Method], arguments: Namespace) -> tuple[dict[str, "Photo
     encoders = {
         checkpoint: open_encoder(checkpoint, arguments.face_pack, arguments.clip, folder, provider, arguments.device)
         for checkpoint in dict.fromkeys(method.checkpoint for method in methods if method.photos)
+        if checkpoint != arguments.arc2face
     }
     if encoders:
         faces = next(iter(encoders.values())).faces

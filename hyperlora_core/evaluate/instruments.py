@@ -47,11 +47,13 @@ class MeasuringNetwork:
         self._face = require("insightface.app.common", PURPOSE).Face
         if source is None:
             self._network, self.name = analyzer.app.models[RECOGNITION], analyzer.recognition_name
+            self.file = Path(self._network.model_file)
         else:
             file = Path(source)
             if file.is_dir():
                 file = next(iter(sorted(file.glob("*.onnx"))), file)
             self._network, self.name = _TorchNetwork(file) if file.suffix in TORCH else _onnx(file), file.stem
+            self.file = file
 
     @property
     def independent(self) -> bool:

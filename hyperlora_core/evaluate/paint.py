@@ -24,6 +24,7 @@ class Job(NamedTuple):
     prompt: str
     seed: int  # of its noise: the same noise in any batch and on every device
     lora: Mapping[str, Tensor] | None = None  # used at weight 1; all of one batch have the same layers and ranks
+    face: np.ndarray | None = None  # the embedding [512] that Arc2Face paints
 
 
 class Painter:

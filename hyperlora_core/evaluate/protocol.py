@@ -12,6 +12,7 @@ PROMPTS = Path(__file__).with_name("prompts.txt")  # for photographed people
 NONE = "none"  # the base model's own pictures: the reference for what a prompt gives
 FULL, ID_ONLY = "full", "ID only"
 SCENES = "scenes"  # the set of prompts that the true renders follow
+ALONE = "alone"  # the set of a method that takes no prompt: one picture for each seed
 
 
 @dataclasses.dataclass(frozen=True)

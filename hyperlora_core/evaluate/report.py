@@ -102,7 +102,7 @@ def _save_grids(out: Path, results: Results) -> dict[str, str]:
         row: scores
         for row, scores in results.scores.items()
         if row in results.true or results.methods[row].prompts == SCENES
-    }
+    } or results.scores
     others = {row: scores for row, scores in results.scores.items() if row not in scenes}
     count, grids = len(next(iter(scenes.values()))[0]), {}
     for number in range(0, count, -(-count // MOST_GRIDS)):

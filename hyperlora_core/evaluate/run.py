@@ -13,11 +13,10 @@ import torch
 
 from ..encode import PhotoEncoder
 from ..errors import HyperLoRAError
-from ..hyperlora import LoRA
-from ..identity import Identity
 from ..lora import merge_branches
 from ..photo import read_photo
 from ..prompt import with_trigger
+from .arc2face import Arc2Face
 from .instruments import Instruments, Readings
 from .measures import Known, PictureScore, score_pictures
 from .paint import BATCH, Job, Painter, fingerprint
@@ -73,16 +72,18 @@ class Evaluation:
         seed: int = 0,
         batch: int = BATCH,
         overwrite: bool = False,
+        baselines: Mapping[str, Arc2Face] | None = None,
     ):
         """`encoders`: one for each of the methods' checkpoints. `painter`: None where all pictures are given. `seed`: the
-        one that the people were made with.
+        one that the people were made with. `baselines`: what encodes and paints in place of both, by the methods'
+        checkpoints; it takes no prompt.
 
         Raises HyperLoRAError when a checkpoint lacks what a method needs, `out` holds pictures painted otherwise, or a
         folder of given pictures has none.
         """
         self.people, self.methods = list(people), {method.name: method for method in methods}
         self.painter, self.encoders, self.instruments, self.batch = painter, encoders, instruments, batch
-        self.kinds = protocol.kinds
+        self.kinds, self.baselines = protocol.kinds, baselines or {}
         # where all get the same, a method that needs no photo paints each picture once for everybody
         self.shared = len({(tuple(sorted(person.prompts.items())), person.noise) for person in people}) == 1
         for method in methods:
@@ -91,8 +92,11 @@ class Evaluation:
                     f'"{method.name}" needs a base branch, which {method.checkpoint} doesn\'t have: '
                     'measure it as "ID only", or with --base-weight 0.'
                 )
-        marks = {name: _encoder_marks(encoders[name]) for name in {m.checkpoint for m in methods if m.photos}}
-        common = {"seed": seed, "chances": dict(protocol.chances), **(painter.settings if painter else {})}
+        checkpoints = {method.checkpoint for method in methods if method.photos} - self.baselines.keys()
+        marks = {name: _encoder_marks(encoders[name]) for name in checkpoints}
+        marks |= {name: baseline.settings for name, baseline in self.baselines.items()}
+        common = {"seed": seed, "chances": dict(protocol.chances)}
+        painted = painter.settings if painter else {}
         self.stores = {
             method.name: PictureFolder(method.pictures, method.number)
             if method.pictures
@@ -100,6 +104,7 @@ class Evaluation:
                 out / "pictures" / re.sub(r"[^\w.-]+", "_", method.name),
                 {
                     **{key: value for key, value in dataclasses.asdict(method).items() if key not in NOT_PAINTED},
+                    **({} if self._baseline(method) else painted),
                     **(marks[method.checkpoint] if method.photos else {}),
                     **common,
                     "texts": protocol.prompts[method.prompts],
@@ -132,7 +137,8 @@ class Evaluation:
             done += len(self.people) * self._count(prompts[row])
             none = read if row == NONE else none
             base = none if prompts[row] == SCENES else None
-            scores[row] = score_pictures(self.people, prompts[row], read, known, base, texts)
+            followed = None if row in self.methods and self._baseline(self.methods[row]) else texts
+            scores[row] = score_pictures(self.people, prompts[row], read, known, base, followed)
         speeds = {name: _speeds(paths[name]) for name, method in self.methods.items() if not method.pictures}
         return Results(
             self.people,
@@ -228,16 +234,16 @@ class Evaluation:
             method, store = self.methods[name], self.stores[name]
             for start in range(0, len(missing), self.batch):
                 part = missing[start : start + self.batch]
-                loras = {i: _timed(self._lora, method, identities, i) for i, _ in part}
-                jobs = [self._job(method, self.people[i], picture, loras[i][0]) for i, picture in part]
+                owned = {i: _timed(self._owned, method, identities, i) for i, _ in part}
+                jobs = [self._job(method, self.people[i], picture, owned[i][0]) for i, picture in part]
                 step = _part(tell, "painting", done, len(part), total)
-                pictures, seconds = _timed(self.painter.paint, jobs, step)
+                pictures, seconds = _timed((self._baseline(method) or self.painter).paint, jobs, step)
                 for (i, picture), job, pixels in zip(part, jobs, pictures, strict=True):
                     person, about = self.people[i], {"method": name, "prompt": job.prompt, "seed": str(job.seed)}
                     about[INFERENCE] = f"{seconds / len(part):.6f}"
                     if method.photos:
                         encoding = identities[method.checkpoint, method.photos, i][1]
-                        about |= {PHOTOS: person.digest, PREPROCESSING: f"{encoding + loras[i][1]:.6f}"}
+                        about |= {PHOTOS: person.digest, PREPROCESSING: f"{encoding + owned[i][1]:.6f}"}
                     owner = person.name if method.photos or not self.shared else ""
                     store.save(owner, person.tags[picture], pixels, about)
                 done += len(part)
@@ -253,8 +259,10 @@ class Evaluation:
 
     def _encode(
         self, todo: Mapping[str, list[tuple[int, int]]], tell: Progress
-    ) -> dict[tuple[str, int, int], tuple[Identity, float]]:
-        """(checkpoint, photos, person) -> identity and the seconds it took, for the pictures to be painted."""
+    ) -> dict[tuple[str, int, int], tuple[Any, float]]:
+        """(checkpoint, photos, person) -> `Identity`, or what a baseline encodes, and the seconds it took, for the pictures
+        to be painted.
+        """
         wanted = sorted(
             {
                 (method.checkpoint, method.photos, i)
@@ -266,25 +274,31 @@ class Evaluation:
         identities = {}
         for number, key in enumerate(wanted, start=1):
             checkpoint, photos, i = key
-            encoded, seconds = _timed(self.encoders[checkpoint].encode, self.people[i].photos[:photos])
-            identities[key] = encoded.identity, seconds
+            baseline = self.baselines.get(checkpoint)
+            encoded, seconds = _timed((baseline or self.encoders[checkpoint]).encode, self.people[i].photos[:photos])
+            identities[key] = encoded if baseline else encoded.identity, seconds
             tell("encoding", number, len(wanted))
         return identities
 
-    def _lora(
-        self, method: Method, identities: Mapping[tuple[str, int, int], tuple[Identity, float]], i: int
-    ) -> LoRA | None:
-        """The method's LoRA of a person, to be used at weight 1."""
+    def _owned(
+        self, method: Method, identities: Mapping[tuple[str, int, int], tuple[Any, float]], i: int
+    ) -> dict[str, Any]:
+        """What makes a job one of this person: fields of a `Job`, such as the LoRA, to be used at weight 1."""
         if not method.photos:
-            return None
-        hyper = self.encoders[method.checkpoint].hyper
+            return {}
         identity, _ = identities[method.checkpoint, method.photos, i]
+        if self._baseline(method):
+            return {"face": identity}
+        hyper = self.encoders[method.checkpoint].hyper
         base = hyper.lora(identity.base_coefficients, "base") if method.base_weight else None
-        return merge_branches(hyper.lora(identity.coefficients), base, method.id_weight, method.base_weight)
+        return {"lora": merge_branches(hyper.lora(identity.coefficients), base, method.id_weight, method.base_weight)}
 
-    def _job(self, method: Method, person: Person, picture: int, lora: LoRA | None) -> Job:
+    def _baseline(self, method: Method) -> Arc2Face | None:
+        return self.baselines.get(method.checkpoint) if method.photos else None
+
+    def _job(self, method: Method, person: Person, picture: int, owned: dict[str, Any]) -> Job:
         prompt = person.prompts[method.prompts][picture]
-        return Job(with_trigger(prompt) if method.trigger else prompt, person.noise[picture], lora)
+        return Job(with_trigger(prompt) if method.trigger else prompt, person.noise[picture], **owned)
 
 
 def _part(tell: Progress, stage: str, done: int, size: int, total: int) -> Callable[[int, int], None]:
