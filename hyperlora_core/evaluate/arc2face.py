@@ -126,7 +126,8 @@ class Arc2Face:
         """The face of the first of `photos` as an embedding [512] of length 1. Raises HyperLoRAError without a face."""
         face = self.recognition.embed(read_photo(photos[0]))
         if face is None:
-            raise HyperLoRAError(f"No face was found in {photos[0]}, so Arc2Face can't paint it: use another photo.")
+            name = photos[0] if isinstance(photos[0], str | Path) else "the photo"
+            raise HyperLoRAError(f"No face was found in {name}, so Arc2Face can't paint it: use another photo.")
         if len(face) != WIDTH:
             raise HyperLoRAError(
                 f"{self.recognition.file} gives {len(face)} numbers for a face, Arc2Face reads {WIDTH}. {REMEDY}."
