@@ -51,6 +51,7 @@ class Journal:
         self.client_id = ""  # how servers know whose jobs are whose
         self._index_due = 0.0
         self._jobs: Sequence[Job] = ()
+        self._owners: dict[str, str] = {}  # a name of files, without ending, in lower case -> the job whose it is
         try:
             self.out.mkdir(parents=True, exist_ok=True)
             self._file = (self.out / JOURNAL).open("a+b")
@@ -82,16 +83,16 @@ class Journal:
     def begin(self, jobs: Sequence[Job]) -> list[Job]:
         """Take up the jobs of a run; returns those that aren't finished. Each gets its name and attempt from here."""
         self._jobs = jobs
-        owners = {record.name.casefold(): id for id, record in self.records.items()}
+        self._owners = {
+            name.casefold(): id
+            for id, record in self.records.items()
+            for name in (record.name, *(file.rpartition(".")[0] for file in record.files))
+        }
         for job in jobs:
             record = self.records.get(job.id)
             if record is None:
                 # a changed workflow or list of prompts: the earlier pictures keep their names
-                name, version = job.name, 1
-                while owners.setdefault(name.casefold(), job.id) != job.id:
-                    version += 1
-                    name = f"{job.name}_v{version}"
-                record = Record(job.person, job.prompt_number, job.prompt, job.seed, name)
+                record = Record(job.person, job.prompt_number, job.prompt, job.seed, self._own(job.name, job))
                 self.records[job.id] = record
             record.prompt_number = job.prompt_number
             record.message = ""  # who failed is tried again
@@ -100,6 +101,21 @@ class Journal:
             job.name, job.attempt = record.name, record.attempt
         self.write_index()
         return [job for job in jobs if not self.records[job.id].files]
+
+    def file_names(self, job: Job, endings: Sequence[str]) -> list[str]:
+        """What a job's files are called: nobody else's names, and the same if they are fetched again."""
+        names = [job.name]
+        if len(endings) > 1:
+            names = [self._own(f"{job.name}_{number}", job) for number in range(1, len(endings) + 1)]
+        return [f"{name}.{ending}" for name, ending in zip(names, endings, strict=True)]
+
+    def _own(self, name: str, job: Job) -> str:
+        """This name, with _v2, _v3... behind it where it is another job's."""
+        free, version = name, 1
+        while self._owners.setdefault(free.casefold(), job.id) != job.id:
+            version += 1
+            free = f"{name}_v{version}"
+        return free
 
     def sent(self, job: Job, server: str) -> None:
         """The job is about to be sent."""

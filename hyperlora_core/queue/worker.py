@@ -216,10 +216,9 @@ class Worker:
 
     async def _download(self, job: Job, remote: tuple[RemoteFile, ...]) -> dict[str, int]:
         files = {}
-        for number, file in enumerate(remote, start=1):
+        names = self.journal.file_names(job, [file.filename.rpartition(".")[2] for file in remote])
+        for name, file in zip(names, remote, strict=True):
             content = await self.client.view(file)
-            ending = file.filename.rpartition(".")[2]
-            name = f"{job.name}_{number}.{ending}" if len(remote) > 1 else f"{job.name}.{ending}"
             with written_aside(self.journal.out / name) as aside:
                 aside.write_bytes(content)
             files[name] = len(content)

@@ -73,6 +73,31 @@ def test_several_pictures_of_a_job(server, command, tmp_path):
     assert all((tmp_path / "out" / file).exists() for file in files)
 
 
+def test_numbered_pictures_are_not_another_job_s(server, command, tmp_path):
+    """anna's first picture isn't what a person called anna_1 gets, in the same run or a later one."""
+    second = {"class_type": "SaveImage", "inputs": {"images": ["12", 0], "filename_prefix": "second"}}
+    (tmp_path / "workflow.json").write_text(json.dumps(WORKFLOW | {"16": second}))
+    photos, out = tmp_path / "people", tmp_path / "out"
+    command(server)
+    run = ["queue", str(tmp_path / "workflow.json"), "--photos", str(photos), "--out", str(out), "--server", server.url]
+
+    def pictures(*people: str) -> dict[str, bytes]:
+        photos.mkdir(exist_ok=True)
+        for name in people:
+            (photos / f"{name}.png").write_text(f"photo of {name}")
+        assert main(run) == 0
+        return {path.name: path.read_bytes() for path in out.glob("*.png")}
+
+    there = pictures("anna", "anna_1_1", "Anna_2")
+    assert sorted(there) == [
+        *("Anna_2_1.png", "Anna_2_2.png", "anna_1.png", "anna_1_1_1.png", "anna_1_1_2.png", "anna_2_v2.png")
+    ]
+    (out / "anna_2_v2.png").unlink()
+    later = pictures("anna_1")  # a person whose name is the first picture's, and whose first is called after another
+    assert there.items() <= later.items()
+    assert sorted(later.keys() - there.keys()) == ["anna_1_v2_1.png", "anna_1_v2_2.png"]
+
+
 def test_progress(server, tmp_path):
     told = []
 
