@@ -74,18 +74,27 @@ def through_gate(images, results: list[Likeness], similarity: float, gate: str, 
 
     The blocker keeps every node behind it from running without failing the prompt: similarity and report still arrive.
     """
+    if gate == OFF:
+        return images, ""
     if gate == REMOVE:
         kept = [
-            number for number, result in enumerate(results) if result.cosine is not None and result.value >= threshold
+            number for number, one in enumerate(results) if one.cosine is not None and enough(one.cosine, threshold)
         ]
         said = f"{len(kept)} of {len(results)} pictures passed the threshold {threshold:.2f}"
         return (images[kept] if kept else ExecutionBlocker(None)), said
-    if gate == OFF or similarity >= threshold:
+    if all(one.cosine is None for one in results):  # their mean of 0 says nothing, and would pass a threshold of 0
+        said, remedy = "No picture shows a face", "use another seed, or a prompt that shows it"
+    elif enough(similarity, threshold):
         return images, ""
-    said = f"The mean likeness {similarity:.2f} is below the threshold {threshold:.2f}"
+    else:
+        said = f"The mean likeness {similarity:.2f} is below the threshold {threshold:.2f}"
+        remedy = "use another seed, raise the person's weight, or lower the threshold"
     if gate == ERROR:
-        raise HyperLoRAError(
-            f"{said}: use another seed, raise the person's weight, or lower the threshold. "
-            f"By picture: {', '.join('no face' if one.cosine is None else f'{one.cosine:.2f}' for one in results)}."
-        )
+        by_picture = ", ".join("no face" if one.cosine is None else f"{one.cosine:.2f}" for one in results)
+        raise HyperLoRAError(f"{said}: {remedy}. By picture: {by_picture}.")
     return ExecutionBlocker(None), f"{said}: nothing behind this gate was run."
+
+
+def enough(cosine: float, threshold: float) -> bool:
+    """By the two digits that the report shows: 0.40 isn't below 0.40, and a picture reaches 1 beside itself."""
+    return round(cosine, 2) >= threshold

@@ -10,7 +10,7 @@ from pack_without_host import PACK, our_pack
 from safetensors import safe_open
 from test_bypass import PATHS, Net, lora, merged
 
-from hyperlora_core.similarity import Likeness
+from hyperlora_core.similarity import Likeness, mean_likeness
 
 
 @pytest.fixture(scope="module")
@@ -215,3 +215,51 @@ def test_the_gate_removes_pictures_without_a_face_at_any_threshold(nodes, thresh
     results = [Likeness(0.4, 1), Likeness(None, 0), Likeness(0.1, 2)]
     passed, said = nodes.similarity.through_gate(torch.arange(3), results, 0.2, nodes.similarity.REMOVE, threshold)
     assert passed.tolist() == [0, 2] and said.startswith("2 of 3 pictures")
+
+
+BLOCKED = "blocked"
+
+
+def gated(nodes, monkeypatch, gate: str, threshold: float, *cosines: float | None):
+    """What passes of pictures with these cosines, by number, and the sentence."""
+    monkeypatch.setattr(nodes.similarity, "ExecutionBlocker", lambda _message: BLOCKED)
+    results = [Likeness(cosine, cosine is not None) for cosine in cosines]
+    pictures = torch.arange(len(cosines))
+    passed, said = nodes.similarity.through_gate(pictures, results, mean_likeness(results), gate, threshold)
+    return (passed if passed is BLOCKED else passed.tolist()), said
+
+
+@pytest.mark.parametrize("threshold", [1.0, 0.4, 0.0, -1.0])
+def test_a_gate_that_is_off_passes_everything(nodes, monkeypatch, threshold):
+    assert gated(nodes, monkeypatch, "off", threshold, 0.1, None) == ([0, 1], "")
+    assert gated(nodes, monkeypatch, "off", threshold, None) == ([0], "")
+
+
+@pytest.mark.parametrize("threshold", [0.0, -1.0])
+def test_no_gate_passes_pictures_of_nobody(nodes, monkeypatch, threshold):
+    """Though they count 0 in the mean."""
+    for gate in ("remove", "stop"):
+        passed, said = gated(nodes, monkeypatch, gate, threshold, None, None)
+        assert passed is BLOCKED and said.startswith(("0 of 2 pictures", "No picture shows a face: nothing"))
+    with pytest.raises(nodes.similarity.HyperLoRAError, match=r"^No picture shows a face: .* no face, no face"):
+        gated(nodes, monkeypatch, "error", threshold, None, None)
+    assert gated(nodes, monkeypatch, "stop", threshold, 0.0, None) == ([0, 1], "")
+
+
+@pytest.mark.parametrize(("cosine", "threshold"), [(0.39996, 0.4), (0.99999994, 1.0), (-1.0000001, -1.0), (0.0, 0.0)])
+def test_what_shows_the_threshold_s_digits_reaches_it(nodes, monkeypatch, cosine, threshold):
+    for gate in ("remove", "stop", "error"):
+        assert gated(nodes, monkeypatch, gate, threshold, cosine)[0] == [0]
+
+
+def test_what_is_below_the_threshold(nodes, monkeypatch):
+    assert gated(nodes, monkeypatch, "remove", 0.4, 0.39, 0.4) == ([1], "1 of 2 pictures passed the threshold 0.40")
+    assert gated(nodes, monkeypatch, "remove", 0.4, 0.39)[0] is BLOCKED
+    passed, said = gated(nodes, monkeypatch, "stop", 0.4, 0.39, 0.402)
+    assert passed == [0, 1] and said == "", "the mean is 0.396, shown as 0.40"
+    passed, said = gated(nodes, monkeypatch, "stop", 0.4, 0.39, 0.39)
+    assert passed is BLOCKED and "0.39 is below the threshold 0.40: nothing behind" in said
+    with pytest.raises(
+        nodes.similarity.HyperLoRAError, match=r"0\.20 is below the threshold 0\.40: .* By picture: 0\.40, no face\."
+    ):
+        gated(nodes, monkeypatch, "error", 0.4, 0.4, None)
