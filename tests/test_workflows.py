@@ -178,6 +178,18 @@ def test_note_says_what_to_do(graph):
         assert (FOLDER / f"{name}.json").is_file(), name
 
 
+@pytest.mark.parametrize("path", sorted((FOLDER / "api").glob("*compare*.json")), ids=lambda path: path.stem)
+def test_comparisons_save_each_method_s_picture_by_name(path):
+    nodes = read(path)
+    (sheet,) = (node["inputs"] for node in nodes.values() if node["class_type"] == "HyperLoRACompare")
+    saved = [node["inputs"] for node in nodes.values() if node["class_type"] == "SaveImage"]
+    _photo, *methods = sheet["labels"].splitlines()
+    for number, label in enumerate(methods, start=2):
+        names = [one["filename_prefix"] for one in saved if one["images"] == sheet[f"images_{number}"]]
+        assert names == [f"hyperlora_comparison/{label}"]
+    assert len(saved) == len(methods) + 1 and len(methods) > 2
+
+
 def test_thumbnail(path):
     picture = path.with_suffix(".jpg")
     assert picture.stat().st_size <= 60_000

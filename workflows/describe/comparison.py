@@ -26,13 +26,20 @@ from .pieces import (
 
 PROMPT = "portrait photo of a person wearing a straw hat, in a vineyard, late afternoon"
 PLAIN, NEGATIVE = "plain.CONDITIONING", "negative.CONDITIONING"
+FOLDER = "hyperlora_comparison"  # in the host's folder of outputs
 INSTANTID_CFG = 4.5  # its authors say 4 to 5 at most
 
 
 def painted(method: str, model: str, positive: str, negative: str = NEGATIVE, **values) -> dict[str, Node]:
     sampler = sampler_node(model, positive=positive, negative=negative, title=f"KSampler: {LABELS[method]}", **values)
     sampler.links["seed"], sampler.control = "seed.INT", FIXED
-    return {f"{method}_sampler": sampler, f"{method}_decode": decode_node(f"{method}_sampler")}
+    save = save_node(f"{method}_decode.IMAGE", f"{FOLDER}/{LABELS[method]}")
+    save.title = f"Save Image: {LABELS[method]}"
+    return {
+        f"{method}_sampler": sampler,
+        f"{method}_decode": decode_node(f"{method}_sampler"),
+        f"{method}_save": save,
+    }
 
 
 def hyperlora(method: str, checkpoint: str, weights: dict, full: bool) -> dict[str, Node]:
@@ -182,7 +189,7 @@ def comparison(*peers: str) -> Workflow:
             },
             extra_height=340,
         ),
-        "save": save_node("sheet.sheet", "hyperlora_comparison"),
+        "save": save_node("sheet.sheet", f"{FOLDER}/sheet"),
     }
     files = [name for peer in peers for name in FILES[peer]] + ["buffalo_l"]
     ours = (*FIRST_PICTURE[:3], "edit", *FIRST_PICTURE[3:])
@@ -212,7 +219,7 @@ The green nodes are yours to change:
 1. **Load Image**: drop a photo of a person on it.
 2. **Prompt for all**, **Seed for all**.
 3. Press **Run**. **Compare Pictures** shows the sheet: the photo, then a column for each method, with the likeness under
-   each picture.
+   each picture. The sheet and each method's own picture are saved in the folder `{FOLDER}` of ComfyUI's outputs.
 
 **HyperLoRA ID** and **HyperLoRA full** are the paper's two settings: the face only (the published *edit* weights), and
 closest to the photo (the *fidelity* weights, with the base LoRA at 0.4 where a checkpoint has a base branch: the published
