@@ -136,6 +136,30 @@ def test_recognition_in_other_forms(tmp_path):
         MeasuringNetwork(demo_folder() / "face" / "det_demo.onnx", analyzer)
 
 
+@pytest.mark.parametrize(
+    ("inputs", "flat"),
+    [([3, 224, 224], True), ([1, 112, 112], True), ([3, 128, 128], True), ([3, 112, 112], False)],
+    ids=["classifier", "grey", "larger", "picture out"],
+)
+def test_other_networks_measure_nobody(tmp_path, inputs, flat):
+    """InsightFace itself takes each of these for a recognition."""
+    from onnx import TensorProto, checker, helper, save
+
+    last = "pooled" if flat else "out"
+    nodes = [helper.make_node("GlobalAveragePool", ["in"], [last])]
+    nodes += [helper.make_node("Flatten", [last], ["out"])] if flat else []
+    shape = ["n", inputs[0]] if flat else ["n", inputs[0], 1, 1]
+    ends = ("in", ["n", *inputs]), ("out", shape)
+    into, out = (helper.make_tensor_value_info(name, TensorProto.FLOAT, size) for name, size in ends)
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", [into], [out]), opset_imports=[helper.make_opsetid("", 13)], ir_version=8
+    )
+    checker.check_model(model)
+    save(model, tmp_path / "other.onnx")
+    with pytest.raises(HyperLoRAError, match=r"other\.onnx isn't a face recognition network.*\[n, 3, 112, 112\]"):
+        MeasuringNetwork(tmp_path / "other.onnx", open_encoder("demo").faces)
+
+
 def test_the_reader_reads_held_out_portraits():
     from hyperlora_core.demo.measure_face import held_out_portraits
 

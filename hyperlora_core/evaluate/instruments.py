@@ -109,11 +109,18 @@ def _onnx(file: Path) -> Any:
         network = None
     except (native.InvalidProtobuf, native.InvalidGraph, native.Fail) as error:
         raise HyperLoRAError(f"{file} is damaged: download it or train it again.") from error
-    if getattr(network, "taskname", None) != RECOGNITION:
+    # insightface takes whatever it doesn't know for recognition
+    if getattr(network, "taskname", None) != RECOGNITION or not _takes_faces(network):
         raise HyperLoRAError(
-            f"{file} isn't a face recognition network: it must take [n, 3, 112, 112] and give one tensor."
+            f"{file} isn't a face recognition network: it must take faces [n, 3, 112, 112] and give one tensor [n, c]."
         )
     return network
+
+
+def _takes_faces(network: Any) -> bool:
+    side = _TorchNetwork.SIZE
+    alone = len(network.session.get_inputs()) == 1
+    return alone and list(network.input_shape[1:]) == [3, side, side] and len(network.output_shape) == 2
 
 
 class _TorchNetwork:
