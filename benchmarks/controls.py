@@ -1,4 +1,4 @@
-"""What the controls of the graph do to likeness and composition, measured on the demo models in a real ComfyUI.
+"""What the controls of the graph do to similarity and composition, measured on the demo models in a real ComfyUI.
 
     python benchmarks/controls.py regions            people side by side, with and without masks
     python benchmarks/controls.py schedule           start and end, merged and bypassed
@@ -136,7 +136,7 @@ def regions(server: ComfyUI, options: argparse.Namespace) -> tuple[dict, bool]:
 
 
 def compared(server: ComfyUI, options: argparse.Namespace, settings: Mapping[str, dict]) -> dict[str, dict[str, float]]:
-    """Likeness, and distance from the picture without the person, for inputs of Apply HyperLoRA by name."""
+    """Similarity, and distance from the picture without the person, for inputs of Apply HyperLoRA by name."""
     crowd_of = Crowd(server, (options.people or [12])[0], options.seed)
     figures, sheets = {}, []
     for name, apply in tqdm({"without": {"weight": 0.0}, **settings}.items(), desc="settings"):
@@ -168,7 +168,7 @@ def layout_distance(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def schedule(server: ComfyUI, options: argparse.Namespace) -> tuple[dict, bool]:
-    """The later the start, the nearer to the picture without the person; the likeness falls, but not at once."""
+    """The later the start, the nearer to the picture without the person; the similarity falls, but not at once."""
     starts = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7)
     settings = {f"{mode}, start {start}": {"mode": mode, "start": start} for mode in MODES for start in starts}
     settings |= {f"{mode}, end 0.7": {"mode": mode, "end": 0.7} for mode in MODES}
@@ -186,7 +186,7 @@ MODES = ("merge", "bypass")
 
 
 def blocks(server: ComfyUI, options: argparse.Namespace) -> tuple[dict, bool]:
-    """Presets keep most of the likeness and come nearer to the picture without the person; what each side is for."""
+    """Presets keep most of the similarity and come nearer to the picture without the person; what each side is for."""
     sides = {f"without {side}": {"block_weights": f"{side} 0"} for side in ("down", "middle", "up")}
     figures = compared(server, options, {name: {"blocks": name} for name in PRESETS} | sides)
     alike, without = figures["all alike"], figures["without"]

@@ -1,10 +1,10 @@
-"""What compression and kept norms do to the likeness and to the rest of the picture, on held-out people of the demo.
+"""What compression and kept norms do to the similarity and to the rest of the picture, on held-out people of the demo.
 
     python benchmarks/gentle.py --people 8 --pictures 2
 
-Each way paints the same prompts from the same noise. Likeness: cosine to another photo of the person, by a recognition
+Each way paints the same prompts from the same noise. Similarity: cosine to another photo of the person, by a recognition
 network that steers nothing. Rest: mean difference (0 to 255) to the picture without LoRA, outside the face. The exit status
-is 1 if rank 8 keeps less than 98 % of the likeness that the LoRA adds, or kept norms less than 90 %, or if these change the
+is 1 if rank 8 keeps less than 98 % of the similarity that the LoRA adds, or kept norms less than 90 %, or if these change the
 rest more.
 """
 
@@ -91,7 +91,7 @@ def main() -> int:
     encoder = open_encoder("demo")
     measuring = MeasuringNetwork(demo_folder() / "face_measure", encoder.faces)
     pipeline = load_pipeline(demo_folder())
-    likeness = {name: [] for name in (NONE, *WAYS)}
+    similarity = {name: [] for name in (NONE, *WAYS)}
     rest, lost = {name: [] for name in WAYS}, {name: [] for name in WAYS}
 
     def paint(person, number: int) -> np.ndarray:
@@ -113,23 +113,23 @@ def main() -> int:
         if gallery is None:
             continue
         plain = [paint(person, number) for number in range(arguments.pictures)]
-        likeness[NONE] += [alike(picture, gallery) for picture in plain]
+        similarity[NONE] += [alike(picture, gallery) for picture in plain]
         for name, way in WAYS.items():
             used, errors = (joined, {}) if way.rank is None else compress(joined, way.rank)
             lost[name] += list(errors.values()) or [0.0]
             with merged(pipeline.unet, used, way.keep_norms):
                 painted = [paint(person, number) for number in range(arguments.pictures)]
-            likeness[name] += [alike(picture, gallery) for picture in painted]
+            similarity[name] += [alike(picture, gallery) for picture in painted]
             for before, after in zip(plain, painted, strict=True):
                 where = outside_faces([before, after], encoder.faces)
                 if where.any():
                     rest[name].append(np.abs(after.astype(float) - before)[where].mean())
 
-    means = {name: float(np.mean(values)) for name, values in likeness.items()}
-    print("| way | likeness (cosine) | rest changes by | of a layer's change lost |\n|---|---|---|---|")
+    means = {name: float(np.mean(values)) for name, values in similarity.items()}
+    print("| way | similarity (cosine) | rest changes by | of a layer's change lost |\n|---|---|---|---|")
     print(f"| {NONE} | {means[NONE]:.3f} | 0 | - |")
     for name in WAYS:
-        spread = np.std(likeness[name]) / len(likeness[name]) ** 0.5
+        spread = np.std(similarity[name]) / len(similarity[name]) ** 0.5
         print(
             f"| {name} | {means[name]:.3f} +- {spread:.3f} | {np.mean(rest[name]):.2f} | {np.mean(lost[name]):.1%}, "
             f"at most {np.max(lost[name]):.1%} |"

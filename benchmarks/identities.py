@@ -40,7 +40,7 @@ SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 DONORS = 700  # place among the held-out people from which on the sliders' own photos are drawn
 PLAIN = {"sketch": 0, "hat": 0, "glasses": 0}
 SLACK = 0.01  # by which a mean may step back and still count as monotone: noise of the pictures
-KEPT = 0.8  # share of the likeness that a slider leaves
+KEPT = 0.8  # share of the similarity that a slider leaves
 SHEET_PEOPLE = 6
 
 
@@ -124,12 +124,12 @@ def slider(bench: Bench) -> tuple[list[str], list[str]]:
             alike = [(bench.faces.embed_all(of) * known).sum(1).mean() for of in pictures.values()]
             kept = np.array(alike) / alike[AMOUNTS.index(0)]
             table.append(f"| {name} | {way} | " + " | ".join(f"{v:.2f}" for v in shown) + " |")
-            table.append("| likeness kept | | " + " | ".join(f"{v:.2f}" for v in kept) + " |")
+            table.append("| similarity kept | | " + " | ".join(f"{v:.2f}" for v in kept) + " |")
             save_sheet(bench.out / f"slider_{name}_{way}.png", pictures)
             if way == "LoRA" and not rising(shown):
                 broken.append(f"{name} doesn't rise with the amount")
             if way == "LoRA" and kept.min() < KEPT:
-                broken.append(f"{name} leaves {kept.min():.2f} of the likeness")
+                broken.append(f"{name} leaves {kept.min():.2f} of the similarity")
     return table, broken
 
 
@@ -151,12 +151,12 @@ def blend(bench: Bench) -> tuple[list[str], list[str]]:
     second = [(of * np.roll(known, -1, axis=0)).sum(1).mean() for of in embeddings]
     save_sheet(bench.out / "blend.png", pictures)
     table = [
-        "| likeness to | " + " | ".join(f"{share:.2f}" for share in SHARES) + " |",
+        "| similarity to | " + " | ".join(f"{share:.2f}" for share in SHARES) + " |",
         "|---" * (len(SHARES) + 1) + "|",
         "| the first | " + " | ".join(f"{v:.3f}" for v in first) + " |",
         "| the second | " + " | ".join(f"{v:.3f}" for v in second) + " |",
     ]
-    broken = [] if rising(second) and rising([-v for v in first]) else ["the likeness isn't monotone in the share"]
+    broken = [] if rising(second) and rising([-v for v in first]) else ["the similarity isn't monotone in the share"]
     return table, broken
 
 
@@ -173,14 +173,14 @@ def wrong(bench: Bench) -> tuple[list[str], list[str]]:
             encoded = bench.encoder.encode(five, weighting=weighting)
             loras[weighting].append(bench.lora(encoded.identity))
     pictures = bench.paint("wrong photo", loras)
-    table, likeness = ["| weighting | likeness | right person found |", "|---|---|---|"], {}
+    table, similarity = ["| weighting | similarity | right person found |", "|---|---|---|"], {}
     for name, of in pictures.items():
         cosines = bench.faces.embed_all(of) @ known.T
-        likeness[name] = float(np.diag(cosines).mean())
+        similarity[name] = float(np.diag(cosines).mean())
         found = (cosines.argmax(1) == np.arange(len(cosines))).mean()
-        table.append(f"| {name} | {likeness[name]:.3f} | {found:.2f} |")
+        table.append(f"| {name} | {similarity[name]:.3f} | {found:.2f} |")
     save_sheet(bench.out / "wrong.png", pictures)
-    spoiled = likeness["agreement"] < likeness["four right"] - SLACK
+    spoiled = similarity["agreement"] < similarity["four right"] - SLACK
     return table, ["the wrong photo still shows, weighted by agreement"] if spoiled else []
 
 

@@ -5,7 +5,7 @@
 Targets: the demo's model itself, as a check; a fine-tuned one (--tuned, a diffusers folder; left out without it); and a
 pruned one, made here by taking out three of the eleven stacks of transformer blocks, numbering the rest anew, and training it for
 --distil steps to answer as the demo's does. Each way paints the same prompts from the same noise. Unmoved: by the layers'
-names, what has none left out, as most tools do. Likeness: cosine to another photo of the person, by a recognition network
+names, what has none left out, as most tools do. Similarity: cosine to another photo of the person, by a recognition network
 that steers nothing. The exit status is 1 if the LoRA moved as the node does it by default is less like the person on a
 target than the unmoved one.
 """
@@ -126,7 +126,7 @@ def main() -> int:
     before = TensorLayers(source.state_dict())
     bridges = {(name, share): Bridge(share) for name in unets for share in SHARES}
     ways = (NONE, UNMOVED, *SHARES)
-    likeness: dict = {(name, way): [] for name in unets for way in ways}
+    similarity: dict = {(name, way): [] for name in unets for way in ways}
     moved_to: dict = {}
 
     for person in tqdm(people, desc="people"):
@@ -155,14 +155,14 @@ def main() -> int:
                         prompt = with_trigger(person.prompts[SCENES][number])
                         options = {"steps": arguments.steps, "cfg": arguments.cfg, "seed": person.noise[number]}
                         found = measuring.embed(np.asarray(render(pipeline, prompt, **options)))
-                        likeness[name, way].append(0.0 if found is None else float(found @ gallery))
+                        similarity[name, way].append(0.0 if found is None else float(found @ gallery))
 
-    print("| target | way | likeness (cosine) | layers moved | of a layer's change kept |\n|---|---|---|---|---|")
+    print("| target | way | similarity (cosine) | layers moved | of a layer's change kept |\n|---|---|---|---|---|")
     fine = True
     for name in unets:
-        means = {way: float(np.mean(likeness[name, way])) for way in ways}
+        means = {way: float(np.mean(similarity[name, way])) for way in ways}
         for way in ways:
-            spread = np.std(likeness[name, way]) / len(likeness[name, way]) ** 0.5
+            spread = np.std(similarity[name, way]) / len(similarity[name, way]) ** 0.5
             words, counts = way, "- | -"
             if way in SHARES:
                 done = [layer.kept for layer in moved_to[name, way].layers if layer.kept is not None]

@@ -22,7 +22,7 @@ PRESETS = {
     "face only": "down_blocks.1 0.5, down_blocks.2.attentions.1 0, up_blocks.0.attentions.1 0.5",
     # the shape of the face as it is, its surface half from the base model
     "soft": "down 0.8, middle 1, up 0.8, up_blocks.1 0.5",
-    # what users report as artefacts are wrong fine lines, around the eyes above all; the likeness is in larger shapes
+    # what users report as artefacts are wrong fine lines, around the eyes above all; the person shows in larger shapes
     "anti-artefact": "down_blocks.1 0.5, up_blocks.1 0.3",
 }
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from .errors import HyperLoRAError
 from .evaluate.grid import BAD, GOOD, POOR, Cell, draw_grid
-from .similarity import Likeness, mean_likeness
+from .similarity import Similarity, mean_similarity
 
 SIDE = 384  # px, the longer one of a picture in the grid
 LARGEST = 16384  # px, of a side of the sheet: what browsers and viewers still show
@@ -21,7 +21,7 @@ class Column(NamedTuple):
 
     label: str
     pictures: Sequence[np.ndarray]  # uint8 [h, w, 3]
-    scores: Sequence[Likeness] | None = None  # one for each picture
+    scores: Sequence[Similarity] | None = None  # one for each picture
 
 
 def comparison(columns: Sequence[Column], side: int = SIDE) -> np.ndarray:
@@ -51,13 +51,13 @@ def comparison(columns: Sequence[Column], side: int = SIDE) -> np.ndarray:
 
 
 def report(columns: Sequence[Column]) -> str:
-    """A line per column: each picture's likeness, and their mean."""
+    """A line per column: each picture's similarity, and their mean."""
     lines = []
     for label, _, scores in columns:
         if scores is None:
             continue
         each = ", ".join("no face" if score.cosine is None else f"{score.cosine:.2f}" for score in scores)
-        lines.append(f"{label}: {each}" + (f"; mean {mean_likeness(scores):.2f}" if len(scores) > 1 else ""))
+        lines.append(f"{label}: {each}" + (f"; mean {mean_similarity(scores):.2f}" if len(scores) > 1 else ""))
     return "\n".join(lines)
 
 
@@ -73,11 +73,11 @@ def column_labels(text: str, count: int) -> list[str]:
     return [line or chr(ord("A") + number) for number, line in enumerate(lines)]
 
 
-def _score(column: Column, number: int) -> Likeness | None:
+def _score(column: Column, number: int) -> Similarity | None:
     return column.scores[number] if column.scores is not None and number < len(column.pictures) else None
 
 
-def _cell(column: Column, number: int, score: Likeness | None, best: float | None) -> Cell | None:
+def _cell(column: Column, number: int, score: Similarity | None, best: float | None) -> Cell | None:
     if number >= len(column.pictures):
         return None
     if score is None:
@@ -85,4 +85,4 @@ def _cell(column: Column, number: int, score: Likeness | None, best: float | Non
     if score.cosine is None:
         return Cell(column.pictures[number], ["no face found"], BAD)
     colour = GOOD if score.cosine == best else POOR
-    return Cell(column.pictures[number], [f"likeness {score.cosine:.2f}"], colour)
+    return Cell(column.pictures[number], [f"similarity {score.cosine:.2f}"], colour)

@@ -156,5 +156,5 @@ def _describe(name: str, face, count: int, which: str | int) -> str:
     if count > 1:
         line += f", {which} of {count} faces"
     if min(width, height) < SMALL_FACE:
-        line += "; small: a closer photo gives a better likeness"
+        line += "; small: a closer photo gives better pictures"
     return line

@@ -10,7 +10,7 @@ from .face.analyzer import FaceAnalyzer
 from .photo import read_photo
 
 
-class Likeness(NamedTuple):
+class Similarity(NamedTuple):
     """What one picture shows of a person."""
 
     cosine: float | None  # -1 to 1, of the face that is most like the person; None: no face
@@ -26,7 +26,7 @@ class Likeness(NamedTuple):
         """For people."""
         if self.cosine is None:
             return "no face found"
-        return f"likeness {self.cosine:.2f}" + (f" (the nearest of {self.faces} faces)" if self.faces > 1 else "")
+        return f"similarity {self.cosine:.2f}" + (f" (the nearest of {self.faces} faces)" if self.faces > 1 else "")
 
 
 def person_embedding(faces: FaceAnalyzer, photos: Sequence[object], which: str | int = "largest") -> np.ndarray:
@@ -47,12 +47,12 @@ def person_embedding(faces: FaceAnalyzer, photos: Sequence[object], which: str |
     return mean / length
 
 
-def likenesses(
+def similarities(
     faces: FaceAnalyzer,
     person: np.ndarray,
     pictures: Sequence[object],
     progress: Callable[[int, int], None] | None = None,
-) -> list[Likeness]:
+) -> list[Similarity]:
     """Compare each picture, of any form that `read_photo` takes, with a person's embedding [512] of length 1.
 
     `progress(done, total)` may raise to stop.
@@ -61,12 +61,12 @@ def likenesses(
     for number, source in enumerate(pictures, start=1):
         photo = read_photo(source, f"Picture {number}")
         cosines = [float(face.embedding @ person) for face in faces.faces(photo)]
-        results.append(Likeness(max(cosines, default=None), len(cosines)))
+        results.append(Similarity(max(cosines, default=None), len(cosines)))
         if progress is not None:
             progress(number, len(pictures))
     return results
 
 
-def mean_likeness(results: Sequence[Likeness]) -> float:
+def mean_similarity(results: Sequence[Similarity]) -> float:
     """Over pictures; one without a face counts 0."""
     return float(np.mean([result.value for result in results])) if results else 0.0

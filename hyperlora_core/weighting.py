@@ -16,7 +16,7 @@ SIDE = 112  # px, of the face that recognition networks see
 DETAIL = 0.05  # of a face half as sharp as can be, see `sharpness`
 LEAST = 0.01  # weight of the worst photo; it may be the only one
 
-# likeness to the other photos, as a share of what is usual among them
+# similarity to the other photos, as a share of what is usual among them
 FULL, NONE = 0.75, 0.4
 STRANGERS = 0.1  # cosine below which two faces have nothing in common, in any recognition network
 
@@ -108,8 +108,8 @@ def by_quality(qualities: list[Quality]) -> Verdict:
 def by_agreement(embeddings: np.ndarray) -> Verdict:
     """Each photo by how like the others it is: embeddings [n, c] of length 1.
 
-    A photo's likeness is the median of its cosines to the other photos, so that one wrong photo hardly touches those of
-    the right ones. It counts fully from 0.75 of the photos' median likeness on, not at all below 0.4, and in a straight
+    A photo's similarity is the median of its cosines to the other photos, so that one wrong photo hardly touches those of
+    the right ones. It counts fully from 0.75 of the photos' median similarity on, not at all below 0.4, and in a straight
     line between. Fewer than three photos, or photos without a majority, count alike, and the summary says so.
     """
     n = len(embeddings)
@@ -117,12 +117,12 @@ def by_agreement(embeddings: np.ndarray) -> Verdict:
         return Verdict(np.ones(n), [""] * n, "Agreement needs three photos or more: these count alike.")
     cosines = embeddings @ embeddings.T  # (n, n)
     others = cosines[~np.eye(n, dtype=bool)].reshape(n, n - 1)
-    likeness = np.median(others, axis=1)
-    usual = float(np.median(likeness))
-    remarks = [f"likeness to the others {value:.2f}" for value in likeness]
+    similarity = np.median(others, axis=1)
+    usual = float(np.median(similarity))
+    remarks = [f"similarity to the others {value:.2f}" for value in similarity]
     if usual < STRANGERS:
         return Verdict(np.ones(n), remarks, "The photos show no one person more than others, so they count alike.")
-    weights = ((likeness / usual - NONE) / (FULL - NONE)).clip(0, 1)
+    weights = ((similarity / usual - NONE) / (FULL - NONE)).clip(0, 1)
     return Verdict(
         weights,
         [f"{remark}: another person?" if w == 0 else remark for remark, w in zip(remarks, weights, strict=True)],

@@ -6,7 +6,7 @@ from ..hyperlora_core import FaceAnalyzer, HyperLoRAError
 from ..hyperlora_core.compare import SIDE, Column, column_labels, comparison, report
 from ..hyperlora_core.photo import read_batch
 from ..hyperlora_core.pictures import image_batch
-from ..hyperlora_core.similarity import likenesses, person_embedding
+from ..hyperlora_core.similarity import person_embedding, similarities
 from . import host
 from .types import CATEGORY, FaceAnalysis
 
@@ -86,10 +86,10 @@ class HyperLoRACompare(io.ComfyNode):
 
 
 def score(face_analysis, reference, columns: list[list]) -> list:
-    """Each column's likenesses, or None for each without a reference."""
+    """Each column's similarities, or None for each without a reference."""
     if reference is None:
         return [None] * len(columns)
     faces = FaceAnalyzer(face_analysis)
     flat = [picture for column in columns for picture in column]
-    found = iter(likenesses(faces, person_embedding(faces, list(reference)), flat, host.progress(len(flat))))
+    found = iter(similarities(faces, person_embedding(faces, list(reference)), flat, host.progress(len(flat))))
     return [[next(found) for _ in column] for column in columns]

@@ -22,7 +22,7 @@ class HyperLoRALoadModel(io.ComfyNode):
                     "checkpoint",
                     options=folders.checkpoint_names(),
                     tooltip="A checkpoint from models/hyper_lora: a folder as published, or one file. "
-                    "fidelity keeps the likeness, edit follows the prompt more.",
+                    "fidelity looks most like the person, edit follows the prompt more.",
                 ),
                 io.Combo.Input(
                     "precision",

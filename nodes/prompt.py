@@ -13,7 +13,7 @@ class HyperLoRATriggerPrompt(io.ComfyNode):
             node_id="HyperLoRATriggerPrompt",
             display_name="Trigger Prompt",
             category=CATEGORY,
-            description="Puts HyperLoRA's trigger words in front of a prompt, once. Without them the likeness is weak.",
+            description="Puts HyperLoRA's trigger words in front of a prompt, once. Without them pictures look less like the person.",
             search_aliases=["trigger words", "fcsks fxhks fhyks", "hyperlora prompt"],
             inputs=[
                 io.String.Input(

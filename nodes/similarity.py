@@ -5,7 +5,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..hyperlora_core import FaceAnalyzer, HyperLoRAError
 from ..hyperlora_core.photo import read_batch
-from ..hyperlora_core.similarity import Likeness, likenesses, mean_likeness, person_embedding
+from ..hyperlora_core.similarity import Similarity, mean_similarity, person_embedding, similarities
 from . import host
 from .types import CATEGORY, FaceAnalysis
 
@@ -60,8 +60,8 @@ class HyperLoRASimilarity(io.ComfyNode):
     def execute(cls, face_analysis, reference, images, gate: str, threshold: float) -> io.NodeOutput:
         faces = FaceAnalyzer(face_analysis)
         person = person_embedding(faces, list(reference))
-        results = likenesses(faces, person, read_batch(images, "Picture"), host.progress(len(images)))
-        similarity = mean_likeness(results)
+        results = similarities(faces, person, read_batch(images, "Picture"), host.progress(len(images)))
+        similarity = mean_similarity(results)
         lines = [f"Picture {number}: {result.words}" for number, result in enumerate(results, start=1)]
         lines.append(f"Mean {similarity:.2f}")
         passed, said = through_gate(images, results, similarity, gate, threshold)
@@ -69,7 +69,7 @@ class HyperLoRASimilarity(io.ComfyNode):
         return io.NodeOutput(similarity, report, passed, ui={"text": [report]})
 
 
-def through_gate(images, results: list[Likeness], similarity: float, gate: str, threshold: float):
+def through_gate(images, results: list[Similarity], similarity: float, gate: str, threshold: float):
     """The pictures that pass, or the host's blocker in their place, and a sentence on it.
 
     The blocker keeps every node behind it from running without failing the prompt: similarity and report still arrive.
@@ -87,7 +87,7 @@ def through_gate(images, results: list[Likeness], similarity: float, gate: str, 
     elif enough(similarity, threshold):
         return images, ""
     else:
-        said = f"The mean likeness {similarity:.2f} is below the threshold {threshold:.2f}"
+        said = f"The mean similarity {similarity:.2f} is below the threshold {threshold:.2f}"
         remedy = "use another seed, raise the person's weight, or lower the threshold"
     if gate == ERROR:
         by_picture = ", ".join("no face" if one.cosine is None else f"{one.cosine:.2f}" for one in results)

@@ -258,6 +258,6 @@ class FakeComfyUI:
                 (self.folder / "output" / name).write_bytes(hashlib.sha256(content.encode()).digest())
                 outputs[node] = {"images": [{"filename": name, "subfolder": "", "type": "output"}]}
             if kind == "HyperLoRASimilarity":
-                outputs[node] = {"text": ["Picture 1: likeness 0.63\nMean 0.63"]}
+                outputs[node] = {"text": ["Picture 1: similarity 0.63\nMean 0.63"]}
         self.cache[content] = outputs
         return outputs

@@ -39,7 +39,7 @@ def unlike(one, other):
     return np.abs(first - second).mean()
 
 
-def likeness(one, two) -> float:
+def similarity(one, two) -> float:
     """Mean cosine of the coefficients' rows."""
     return float(torch.cosine_similarity(one.identity.coefficients, two.identity.coefficients, dim=-1).mean())
 
@@ -59,7 +59,7 @@ def test_several_photos_count_and_report(encoder, anna):
     both = encoder.encode([photo_of(0), photo_of(0, scene=3)], progress=lambda done, total: steps.append((done, total)))
     assert both.identity.photo_count == 2 and len(both.crops) == 2 and len(both.report.splitlines()) == 2
     assert steps == [(1, 2), (2, 2)]
-    assert likeness(both, anna) > likeness(encoder.encode([photo_of(1)]), anna)
+    assert similarity(both, anna) > similarity(encoder.encode([photo_of(1)]), anna)
 
 
 def test_progress_may_stop_it(encoder):
@@ -83,7 +83,7 @@ def test_file_forms_give_the_same_person(encoder, anna, form, tmp_path):
     path = tmp_path / f"anna.{kind.lower()}"
     convert(photo_of(0)).save(path, kind, **({"quality": 98} if kind == "JPEG" else {}))
     # JPEG changes pixels a little, and with them the person
-    assert likeness(encoder.encode([path]), anna) > 0.9
+    assert similarity(encoder.encode([path]), anna) > 0.9
 
 
 def test_grey_and_sixteen_bits(encoder, tmp_path):
@@ -91,7 +91,7 @@ def test_grey_and_sixteen_bits(encoder, tmp_path):
     grey.save(tmp_path / "grey.png")
     Image.fromarray(np.asarray(grey).astype(np.uint16) * 257).save(tmp_path / "deep.png")
     one, two = (encoder.encode([tmp_path / name]) for name in ("grey.png", "deep.png"))
-    assert likeness(one, two) > 0.999
+    assert similarity(one, two) > 0.999
 
 
 def test_rotated_by_exif(encoder, anna, tmp_path):
@@ -99,12 +99,12 @@ def test_rotated_by_exif(encoder, anna, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # "rotate by 90 degrees clockwise to view"
     turned.save(tmp_path / "anna.png", exif=exif)
-    assert likeness(encoder.encode([tmp_path / "anna.png"]), anna) > 0.999
+    assert similarity(encoder.encode([tmp_path / "anna.png"]), anna) > 0.999
 
 
 def test_animation_gives_its_first_frame(encoder, anna, tmp_path):
     photo_of(0).save(tmp_path / "anna.webp", save_all=True, append_images=[photo_of(1)], lossless=True)
-    assert likeness(encoder.encode([tmp_path / "anna.webp"]), anna) > 0.999
+    assert similarity(encoder.encode([tmp_path / "anna.webp"]), anna) > 0.999
 
 
 def test_huge_photo(encoder, anna):
@@ -130,7 +130,7 @@ def test_which_of_several_faces(encoder):
         encoder.encode([pair], EncodeOptions(which=which)) for which in ("left", "right", "largest")
     )
     assert unlike(left, encoder.encode([photo_of(0, size=192)])) < 0.5 * unlike(left, right)
-    assert likeness(largest, right) > 0.9999
+    assert similarity(largest, right) > 0.9999
     assert "largest of 2 faces" in largest.report
     with pytest.raises(HyperLoRAError, match="Face 2 doesn't exist: Photo 1 shows 2 faces"):
         encoder.encode([pair], EncodeOptions(which=2))
@@ -146,7 +146,7 @@ def test_options_change_what_the_network_sees(encoder, anna):
     for options in (EncodeOptions(remove_background=False), EncodeOptions(grayscale=True)):
         other = encoder.encode([photo_of(0)], options)
         assert not np.array_equal(other.crops[0], anna.crops[0])
-        assert likeness(other, anna) < 0.99999
+        assert similarity(other, anna) < 0.99999
     wide = encoder.encode([photo_of(0)], EncodeOptions(crop_scale=(2, 2, 2, 2)))
     assert torch.equal(wide.identity.coefficients, anna.identity.coefficients)
     assert not torch.equal(wide.identity.base_coefficients, anna.identity.base_coefficients)

@@ -254,7 +254,7 @@ def test_evaluate_stops_resumes_and_reports(evaluate, tmp_path, capsys, monkeypa
     assert list(rows) == [TRUTH, CEILING, "none", "full", "base only, bare prompt"]
     assert rows[TRUTH]["similarity"]["value"] == 1 and rows["none"]["similarity"]["value"] == 0
     assert rows[TRUTH]["retrieval"]["value"] == 1 and rows["none"]["cosine"]["value"] < 0.4
-    # the autoencoder costs some likeness, and leaves most of it
+    # the autoencoder costs some similarity, and leaves most of it
     assert 0.4 < rows[CEILING]["cosine"]["value"] < rows[TRUTH]["cosine"]["value"]
     assert results["settings"]["seed"] == 0 and results["people"] == 2 and results["left out"] == []
     with (tmp_path / "results.csv").open(newline="") as file:

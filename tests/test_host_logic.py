@@ -10,7 +10,7 @@ from pack_without_host import PACK, our_pack
 from safetensors import safe_open
 from test_bypass import PATHS, Net, lora, merged
 
-from hyperlora_core.similarity import Likeness, mean_likeness
+from hyperlora_core.similarity import Similarity, mean_similarity
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +212,7 @@ def test_a_base_without_weight_is_left_out_of_the_file(nodes, monkeypatch, tmp_p
 
 @pytest.mark.parametrize("threshold", [0.0, -0.5])
 def test_the_gate_removes_pictures_without_a_face_at_any_threshold(nodes, threshold):
-    results = [Likeness(0.4, 1), Likeness(None, 0), Likeness(0.1, 2)]
+    results = [Similarity(0.4, 1), Similarity(None, 0), Similarity(0.1, 2)]
     passed, said = nodes.similarity.through_gate(torch.arange(3), results, 0.2, nodes.similarity.REMOVE, threshold)
     assert passed.tolist() == [0, 2] and said.startswith("2 of 3 pictures")
 
@@ -223,9 +223,9 @@ BLOCKED = "blocked"
 def gated(nodes, monkeypatch, gate: str, threshold: float, *cosines: float | None):
     """What passes of pictures with these cosines, by number, and the sentence."""
     monkeypatch.setattr(nodes.similarity, "ExecutionBlocker", lambda _message: BLOCKED)
-    results = [Likeness(cosine, cosine is not None) for cosine in cosines]
+    results = [Similarity(cosine, cosine is not None) for cosine in cosines]
     pictures = torch.arange(len(cosines))
-    passed, said = nodes.similarity.through_gate(pictures, results, mean_likeness(results), gate, threshold)
+    passed, said = nodes.similarity.through_gate(pictures, results, mean_similarity(results), gate, threshold)
     return (passed if passed is BLOCKED else passed.tolist()), said
 
 

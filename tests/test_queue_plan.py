@@ -319,12 +319,12 @@ def test_outcomes():
 
 def test_similarity():
     workflow = core() | {"7": node("HyperLoRASimilarity", images=["5", 0])}
-    report = {"7": {"text": ["Picture 1: likeness 0.63\nMean 0.63"]}}
+    report = {"7": {"text": ["Picture 1: similarity 0.63\nMean 0.63"]}}
     assert read_outcome(workflow, history(outputs=SAVED | report, status="success")).similarity == 0.63
     workflow["8"] = node("PreviewAny", source=["7", 0])
     report["8"] = {"text": ["0.6312"]}
     assert read_outcome(workflow, history(outputs=SAVED | report, status="success")).similarity == 0.6312
-    report["8"] = {"text": ["Picture 1: likeness 0.63\nMean -0.10\nThe mean is below"]}
+    report["8"] = {"text": ["Picture 1: similarity 0.63\nMean -0.10\nThe mean is below"]}
     report["7"] = report["8"]
     assert read_outcome(workflow, history(outputs=SAVED | report, status="success")).similarity == -0.1
 
@@ -333,11 +333,13 @@ def test_a_closed_gate():
     """Its words are the reason, and a preview of a step before it isn't the picture."""
     workflow = core() | {"7": node("HyperLoRASimilarity", images=["5", 0], gate="stop"), "8": node("PreviewImage")}
     preview = {"8": {"images": [{"filename": "crop.png", "subfolder": "", "type": "temp"}]}}
-    closed = {"7": {"text": ["Picture 1: likeness 0.21\nMean 0.21\nThe mean likeness 0.21 is below 0.40: stopped."]}}
+    closed = {
+        "7": {"text": ["Picture 1: similarity 0.21\nMean 0.21\nThe mean similarity 0.21 is below 0.40: stopped."]}
+    }
     outcome = read_outcome(workflow, history(outputs=preview | closed, status="success"))
     assert outcome.final and not outcome.files and outcome.similarity == 0.21
-    assert_sentence(outcome.error, ("HyperLoRASimilarity (7)", "likeness 0.21 is below 0.40", "lower the threshold"))
-    opened = {"7": {"text": ["Picture 1: likeness 0.61\nMean 0.61"]}}
+    assert_sentence(outcome.error, ("HyperLoRASimilarity (7)", "similarity 0.21 is below 0.40", "lower the threshold"))
+    opened = {"7": {"text": ["Picture 1: similarity 0.61\nMean 0.61"]}}
     assert "Save Image" in read_outcome(workflow, history(outputs=preview | opened, status="success")).error
     assert read_outcome(workflow, history(outputs=SAVED | preview | opened, status="success")).error is None
 

@@ -9,7 +9,7 @@ from hyperlora_core import FaceAnalyzer, HyperLoRAError, NoFaceError
 from hyperlora_core.compare import Column, column_labels, comparison, report
 from hyperlora_core.evaluate.grid import GOOD
 from hyperlora_core.locate import demo_folder
-from hyperlora_core.similarity import Likeness, likenesses, mean_likeness, person_embedding
+from hyperlora_core.similarity import Similarity, mean_similarity, person_embedding, similarities
 
 pytest.importorskip("insightface")
 
@@ -29,16 +29,16 @@ def anna(faces):
 def test_the_same_person_is_more_like_than_another(faces, anna):
     steps = []
     pictures = [photo_of(0, 5, 192), photo_of(1, 5, 192), EMPTY]
-    same, other, nobody = likenesses(faces, anna, pictures, lambda done, total: steps.append((done, total)))
+    same, other, nobody = similarities(faces, anna, pictures, lambda done, total: steps.append((done, total)))
     assert same.cosine > 0.4 > 0.3 > other.cosine
     assert (same.faces, nobody.faces, nobody.cosine, nobody.value) == (1, 0, None, 0)
-    assert nobody.words == "no face found" and same.words == f"likeness {same.cosine:.2f}"
+    assert nobody.words == "no face found" and same.words == f"similarity {same.cosine:.2f}"
     assert steps == [(1, 3), (2, 3), (3, 3)]
-    assert mean_likeness([same, nobody]) == pytest.approx(same.cosine / 2)
+    assert mean_similarity([same, nobody]) == pytest.approx(same.cosine / 2)
 
 
 def test_of_several_faces_the_nearest_counts(faces, anna):
-    (both,) = likenesses(faces, anna, [side_by_side(photo_of(1, 5, 192), photo_of(0, 5, 192))])
+    (both,) = similarities(faces, anna, [side_by_side(photo_of(1, 5, 192), photo_of(0, 5, 192))])
     assert both.faces == 2 and both.cosine > 0.4 and "nearest of 2 faces" in both.words
 
 
@@ -55,8 +55,8 @@ def picture(height: int, width: int, colour=(90, 90, 90)) -> np.ndarray:
 
 def columns() -> list[Column]:
     return [
-        Column("without", [picture(64, 48), picture(64, 48)], [Likeness(0.1, 1), Likeness(None, 0)]),
-        Column("with HyperLoRA", [picture(64, 48)], [Likeness(0.6, 1)]),
+        Column("without", [picture(64, 48), picture(64, 48)], [Similarity(0.1, 1), Similarity(None, 0)]),
+        Column("with HyperLoRA", [picture(64, 48)], [Similarity(0.6, 1)]),
     ]
 
 
@@ -66,7 +66,7 @@ def test_a_sheet_has_a_column_each_and_marks_the_best():
     assert sheet.shape[0] > 2 * 128
     right = sheet[:, 96:].reshape(-1, 3)
     assert (right == GOOD).all(1).any() and not (sheet[:, :96].reshape(-1, 3) == GOOD).all(1).any()
-    photo = Column("photo", [picture(64, 48)], [Likeness(1.0, 1)])
+    photo = Column("photo", [picture(64, 48)], [Similarity(1.0, 1)])
     assert (comparison([photo, columns()[1]], 128)[:, 96:].reshape(-1, 3) == GOOD).all(1).any()
     # the second column has no second picture
     lower = sheet[-(128 + 16) :, 96:]

@@ -76,7 +76,7 @@ def test_two_wrong_among_five_and_one_among_three():
     assert by_agreement(directions(ANNA, BEN, ANNA)).weights.tolist() == [1, 0, 1]
 
 
-def test_weights_fall_with_likeness_and_not_with_the_order():
+def test_weights_fall_with_similarity_and_not_with_the_order():
     photos = directions(ANNA, ANNA, ANNA, [0.6, 0.8, 0, 0], [0.55, 0, 0.835, 0])
     weights = by_agreement(photos).weights
     assert weights[:3].tolist() == [1, 1, 1] and 1 > weights[3] > weights[4] > 0
@@ -144,7 +144,7 @@ def test_encoding_by_agreement_leaves_the_wrong_photo_out(encoder):
     assert encoded.shares[:3] == pytest.approx([1 / 3] * 3, abs=0.1) and encoded.shares[3] == 0
     lines = encoded.report.splitlines()
     assert (
-        len(lines) == 4 and lines[3].endswith("another person?; share 0%") and "likeness to the others 0." in lines[0]
+        len(lines) == 4 and lines[3].endswith("another person?; share 0%") and "similarity to the others 0." in lines[0]
     )
     wanted = encoder.encode(right, weights=encoded.shares[:3])
     assert torch.allclose(encoded.identity.coefficients, wanted.identity.coefficients, atol=1e-4)

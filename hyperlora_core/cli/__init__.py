@@ -15,7 +15,7 @@ COMMANDS = {
     "download": "fetch weights into a ComfyUI models folder",
     "prepare": "search, judge, cut and caption photos of people for training",
     "train": "train HyperLoRA stage by stage, and the demo's models",
-    "evaluate": "measure likeness and editability, on drawn people or on photos",
+    "evaluate": "measure similarity and editability, on drawn people or on photos",
     "doctor": "say what is installed, found and missing, and how to mend it",
 }
 

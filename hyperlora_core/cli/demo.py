@@ -45,7 +45,7 @@ def run(arguments: Namespace) -> int:
     people = {"person": arguments.photos} if arguments.photos else _draw_people(arguments.out / "photos")
     encoder = open_encoder(DEMO)
     pipeline = load_pipeline(demo_folder())
-    likeness = _Likeness(MeasuringNetwork(demo_folder() / FACE_MEASURE, encoder.faces), people)
+    similarity = _Similarity(MeasuringNetwork(demo_folder() / FACE_MEASURE, encoder.faces), people)
     rows = []
     with tqdm(total=len(people) * len(WEIGHTS) * arguments.steps, desc="painting", unit="step", disable=None) as bar:
 
@@ -70,7 +70,7 @@ def run(arguments: Namespace) -> int:
                 if weights is not None:
                     apply_lora(pipeline, person_lora(encoder.hyper, encoded.identity, *weights))
                 picture = paint(arguments.prompt if column == WITHOUT else with_trigger(arguments.prompt))
-                cells.append(likeness.cell(np.asarray(picture), name))
+                cells.append(similarity.cell(np.asarray(picture), name))
             remove_lora(pipeline)
             _save(picture, folder / "portrait.png")
             rows.append((name.replace("_", " "), cells))
@@ -82,7 +82,7 @@ def run(arguments: Namespace) -> int:
     return 0
 
 
-class _Likeness:
+class _Similarity:
     """Whom a portrait is like: the people whose photos were given, and drawn others that make them up to a hundred."""
 
     def __init__(self, faces: MeasuringNetwork, people: dict[str, list[Path]]):
@@ -95,7 +95,7 @@ class _Likeness:
             )
 
     def cell(self, picture: np.ndarray, name: str) -> Cell:
-        """The picture with its likeness to the person of this name."""
+        """The picture with its similarity to the person of this name."""
         embedding, own = self.faces.embed(picture), self.names.index(name)
         if embedding is None:
             return scored(picture, None, AMONG, AMONG)

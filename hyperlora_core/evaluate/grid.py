@@ -20,14 +20,14 @@ class Cell(NamedTuple):
 
 
 def scored(picture: np.ndarray, cosine: float | None, rank: int, among: int) -> Cell:
-    """A picture with its score in words: how like the person it is, and the person's place among all by likeness.
+    """A picture with its score in words: how like the person it is, and the person's place among all by similarity.
 
     `cosine`: to the person's photo, None where no face was found.
     """
     if cosine is None:
         return Cell(picture, ["no face found"], BAD)
     place = "nearest" if rank == 1 else f"place {rank}"
-    return Cell(picture, [f"likeness {cosine:.2f}, {place} of {among}"], GOOD if rank == 1 else POOR)
+    return Cell(picture, [f"similarity {cosine:.2f}, {place} of {among}"], GOOD if rank == 1 else POOR)
 
 
 def draw_grid(

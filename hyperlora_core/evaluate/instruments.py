@@ -22,7 +22,7 @@ from .clip import ClipView, TokenView
 Progress = Callable[[int, int], None]
 BATCH = 8  # pictures that are read at once
 FACE_FACTOR = 1.4  # side of the face's picture for CLIP, in lengths of the detected box: chin and hair line are in it
-PURPOSE = "Measuring likeness"
+PURPOSE = "Measuring similarity"
 TORCH = (".pt", ".pts", ".torchscript", ".ts")
 # the demo's instruments, folders in models/demo
 FACE_MEASURE, ATTRIBUTE_MEASURE = "face_measure", "attribute_measure"

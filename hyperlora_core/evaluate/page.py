@@ -56,7 +56,7 @@ def page(
 
 
 def _trade_off(figures: Figures) -> str:
-    """Likeness against editability, ours and the paper's; nothing where either wasn't measured."""
+    """Similarity against editability, ours and the paper's; nothing where either wasn't measured."""
     ours = [
         Point(row, of["ID Sim"], of["CLIP-I"])
         for row, of in figures.items()
@@ -67,5 +67,5 @@ def _trade_off(figures: Figures) -> str:
         for method, of in paper.FIGURES.items()
         if "CLIP-I" in of
     ]
-    title = "Likeness and editability (rings: the paper's own figures, of other people, prompts and networks)"
+    title = "Similarity and editability (rings: the paper's own figures, of other people, prompts and networks)"
     return field(title, "ID Sim", "CLIP-I to none", [*ours, *theirs]) if ours else ""

@@ -23,7 +23,7 @@ class Column(NamedTuple):
 
 COLUMNS = {
     "retrieval": Column("right person found (rank 1)", True),
-    "similarity": Column("likeness, 0 none to 1 true"),
+    "similarity": Column("similarity, 0 none to 1 true"),
     "editability": Column("edits kept", True),
     "prompt": Column("prompt shown", True),
     "carried": Column("clothes and background of the photo", True),

@@ -148,7 +148,7 @@ def test_similarity_in_number_text_and_pictures(server, trio):
     result = server.run(judged(server, *trio))
     assert len(result.outputs["40"]["images"]) == 3
     lines = result.text("41").splitlines()
-    assert lines[0] == "Picture 1: likeness 1.00" and lines[-1].startswith("Mean ")
+    assert lines[0] == "Picture 1: similarity 1.00" and lines[-1].startswith("Mean ")
     values = [float(line.split()[-1]) for line in lines[:3]]
     assert values[1] > 0.35 > values[2]
     assert float(result.text("42")) == pytest.approx(sum(values) / 3, abs=0.01)
@@ -168,7 +168,7 @@ def test_gate_stops_quietly_or_with_an_error(server, trio):
     assert "nothing behind this gate was run" in stopped.text("41")
     assert len(server.run(judged(server, *trio, gate="stop", threshold=0.1)).outputs["40"]["images"]) == 3
     failed = server.run(judged(server, *trio, gate="error", threshold=0.99))
-    assert_sentence(failed.error, ("mean likeness", "below the threshold 0.99", "another seed"))
+    assert_sentence(failed.error, ("mean similarity", "below the threshold 0.99", "another seed"))
 
 
 def test_similarity_to_a_photo_without_a_face(server, trio):

@@ -218,7 +218,7 @@ The green nodes are yours to change:
 
 1. **Load Image**: drop a photo of a person on it.
 2. **Prompt for all**, **Seed for all**.
-3. Press **Run**. **Compare Pictures** shows the sheet: the photo, then a column for each method, with the likeness under
+3. Press **Run**. **Compare Pictures** shows the sheet: the photo, then a column for each method, with the similarity under
    each picture. The sheet and each method's own picture are saved in the folder `{FOLDER}` of ComfyUI's outputs.
 
 **HyperLoRA ID** and **HyperLoRA full** are the paper's two settings: the face only (the published *edit* weights), and

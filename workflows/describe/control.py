@@ -121,7 +121,7 @@ def instantid_pose() -> Workflow:
         note=f"""## With InstantID's ControlNet
 
 The pair that HyperLoRA's authors recommend: HyperLoRA says who, InstantID's ControlNet says where the eyes, nose and mouth
-are. InstantID's own likeness is off (*ip_weight* 0).
+are. InstantID's own identity is off (*ip_weight* 0).
 
 The green nodes are yours to change:
 
