@@ -130,9 +130,19 @@ class HyperLoRAApply(io.ComfyNode):
         block_weights: str = "",
         keep_norms: bool = False,
     ) -> io.NodeOutput:
-        schedule = Schedule(start, end)
         return io.NodeOutput(
-            apply(model, id_lora, weight, base_lora, base_weight, mode, schedule, blocks, block_weights, keep_norms)
+            apply(
+                model,
+                id_lora,
+                weight,
+                base_lora=base_lora,
+                base_weight=base_weight,
+                mode=mode,
+                schedule=Schedule(start, end),
+                blocks=blocks,
+                block_weights=block_weights,
+                keep_norms=keep_norms,
+            )
         )
 
 
@@ -140,6 +150,7 @@ def apply(
     model,
     id_lora: LoRA,
     weight: float,
+    *,
     base_lora: LoRA | None = None,
     base_weight: float = 0.4,
     mode: str = MERGE,

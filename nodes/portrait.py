@@ -49,4 +49,5 @@ class HyperLoRAPortrait(io.ComfyNode):
     ) -> io.NodeOutput:
         encoded = encode(hyperlora, face_analysis, list(photos), EncodeOptions())
         id_lora, base_lora = generate(hyperlora, encoded.identity)
-        return io.NodeOutput(apply(model, id_lora, weight, base_lora, base_weight), with_trigger(prompt))
+        patched = apply(model, id_lora, weight, base_lora=base_lora, base_weight=base_weight)
+        return io.NodeOutput(patched, with_trigger(prompt))

@@ -140,7 +140,7 @@ def main() -> dict[str, list[float]]:
         figures.setdefault(name, []).append(value)
 
     def with_person(person, mode: str):
-        return apply(model, person[0], WEIGHT, person[1], BASE_WEIGHT, mode)
+        return apply(model, person[0], WEIGHT, base_lora=person[1], base_weight=BASE_WEIGHT, mode=mode)
 
     def as_two():
         once = comfy.sd.load_lora_for_models(model, None, anna[0], WEIGHT, 0)[0]

@@ -53,7 +53,7 @@ ANNA, ANNA_BASE, BEN = random_lora(1), random_lora(2), random_lora(3)
 
 
 def put_on(model, lora: dict = ANNA, weight: float = 0.8, base: dict | None = None, mode: str = BYPASS):
-    return apply(model, lora, weight, base, 0.4, mode)
+    return apply(model, lora, weight, base_lora=base, base_weight=0.4, mode=mode)
 
 
 def sample(model, callback=None, hooks=None) -> torch.Tensor:
