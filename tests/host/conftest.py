@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from comfyui import ComfyUI
 from find import find_hosts
+from people import photo_of
 from places import FIXTURES, ROOT
 
 
@@ -35,3 +36,14 @@ def server(request, tmp_path_factory):
     comfyui = ComfyUI(request.param, base, ("--extra-model-paths-config", str(elsewhere(base / "elsewhere"))))
     yield comfyui
     comfyui.stop()
+
+
+@pytest.fixture(scope="session")
+def anna(server):
+    """A photo's name on the server."""
+    return server.upload(photo_of(0), "anna.png")
+
+
+@pytest.fixture(scope="session")
+def ben(server):
+    return server.upload(photo_of(1), "ben.png")

@@ -17,11 +17,6 @@ from hyperlora_core import Identity, load_hyperlora
 
 
 @pytest.fixture(scope="session")
-def anna(server):
-    return server.upload(photo_of(0), "anna.png")
-
-
-@pytest.fixture(scope="session")
 def models(server):
     """The host's models folder with every bad checkpoint, a good small one and its CLIP tower in it."""
     folder = server.base / "models"

@@ -35,11 +35,6 @@ def test_in_process(host, name):
     assert problem is None, problem
 
 
-@pytest.fixture(scope="module")
-def anna(server):
-    return server.upload(photo_of(0), "anna.png")
-
-
 def paint(server, photo: str, mode: str) -> np.ndarray:
     return server.run(demo(photo, HyperLoRAApply={"mode": mode})).picture().astype(int)
 

@@ -1,7 +1,6 @@
 """The shipped demo workflow, posted over HTTP with an uploaded photo, as a user's front end or script does."""
 
 import numpy as np
-import pytest
 from authors_workflows import AUTHORS
 from graphs import demo, nodes_of
 from people import photo_of
@@ -13,16 +12,6 @@ IDS = {
     "HyperLoRAApply", "HyperLoRATriggerPrompt", "HyperLoRAPortrait", "HyperLoRASaveLoRA", "HyperLoRALoadDemo",
     "HyperLoRASlider", "HyperLoRASimilarity", "HyperLoRACompare", "HyperLoRARegion", "HyperLoRATransfer", *AUTHORS,
 }  # fmt: skip
-
-
-@pytest.fixture(scope="session")
-def anna(server):
-    return server.upload(photo_of(0), "anna.png")
-
-
-@pytest.fixture(scope="session")
-def ben(server):
-    return server.upload(photo_of(1), "ben.png")
 
 
 def test_every_node_is_there(server):

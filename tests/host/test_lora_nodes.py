@@ -15,11 +15,6 @@ WEIGHT = 0.8
 
 
 @pytest.fixture(scope="session")
-def anna(server):
-    return server.upload(photo_of(0), "anna.png")
-
-
-@pytest.fixture(scope="session")
 def applied(server, anna):
     """The picture with the ID LoRA through our own Apply."""
     return server.run(demo(anna, HyperLoRAApply={"weight": WEIGHT, "base_weight": 0})).picture()

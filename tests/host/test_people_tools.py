@@ -12,16 +12,6 @@ from people import photo_of
 from PIL import Image
 
 
-@pytest.fixture(scope="session")
-def anna(server):
-    return server.upload(photo_of(0), "anna.png")
-
-
-@pytest.fixture(scope="session")
-def ben(server):
-    return server.upload(photo_of(1), "ben.png")
-
-
 def load(image: str) -> dict:
     return {"class_type": "LoadImage", "inputs": {"image": image}}
 

@@ -3,14 +3,8 @@
 import numpy as np
 import pytest
 from graphs import demo
-from people import photo_of
 
 MODES = ["merge", "bypass"]
-
-
-@pytest.fixture(scope="session")
-def anna(server):
-    return server.upload(photo_of(0), "anna.png")
 
 
 @pytest.fixture(scope="session")

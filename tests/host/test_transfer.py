@@ -18,11 +18,6 @@ PERSON = {"weight": 0.8, "base_weight": 0}
 
 
 @pytest.fixture(scope="session")
-def anna(server):
-    return server.upload(photo_of(0), "anna.png")
-
-
-@pytest.fixture(scope="session")
 def plain(server, anna):
     return server.run(demo(anna, HyperLoRAApply=PERSON)).picture().astype(int)
 
