@@ -157,7 +157,7 @@ def test_other_networks_measure_nobody(tmp_path, inputs, flat):
     checker.check_model(model)
     save(model, tmp_path / "other.onnx")
     with pytest.raises(HyperLoRAError, match=r"other\.onnx isn't a face recognition network.*\[n, 3, 112, 112\]"):
-        MeasuringNetwork(tmp_path / "other.onnx", open_encoder("demo").faces)
+        MeasuringNetwork(tmp_path / "other.onnx", None)
 
 
 def test_the_reader_reads_held_out_portraits():
