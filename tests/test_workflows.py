@@ -184,10 +184,10 @@ def test_comparisons_save_each_method_s_picture_by_name(path):
     (sheet,) = (node["inputs"] for node in nodes.values() if node["class_type"] == "HyperLoRACompare")
     saved = [node["inputs"] for node in nodes.values() if node["class_type"] == "SaveImage"]
     _photo, *methods = sheet["labels"].splitlines()
-    for number, label in enumerate(methods, start=2):
-        names = [one["filename_prefix"] for one in saved if one["images"] == sheet[f"images_{number}"]]
-        assert names == [f"hyperlora_comparison/{label}"]
-    assert len(saved) == len(methods) + 1 and len(methods) > 2
+    # in this order a queue numbers them
+    names = [one["filename_prefix"] for one in saved]
+    assert names == [f"hyperlora_comparison/{label}" for label in (*methods, "sheet")] and len(methods) > 2
+    assert [one["images"] for one in saved[:-1]] == [sheet[f"images_{n}"] for n in range(2, len(methods) + 2)]
 
 
 def test_thumbnail(path):
