@@ -12,8 +12,11 @@ from PIL import Image, ImageOps
 from .files import written_aside
 from .identity import Identity
 from .prompt import TRIGGER
+from .weights_check import check_safetensors
 
 THUMBNAIL = 256  # px, square: what modelspec recommends
+# what a file says of its tensors, which `save_lora` writes anew
+_OF_THE_TENSORS = ("ss_network_", "modelspec.implementation", "modelspec.sai_model_spec")
 
 
 def describe(
@@ -49,6 +52,12 @@ def describe(
     if base_weight is not None:
         metadata["hyperlora.base_weight"] = f"{base_weight:g}"
     return metadata
+
+
+def kept(path: str | Path) -> dict[str, str]:
+    """The metadata of a LoRA file that stays true of another one that is made from it; for `save_lora`."""
+    metadata = check_safetensors(path).metadata
+    return {key: value for key, value in metadata.items() if not key.startswith(_OF_THE_TENSORS)}
 
 
 def thumbnail(picture: np.ndarray, size: int = THUMBNAIL) -> str:

@@ -103,26 +103,30 @@ def apply_lora(
     unchanged, when a key or shape doesn't fit the UNet.
     """
     packages.require("peft", PURPOSE)
-    layers_per_block = pipeline.unet.config.layers_per_block
-    # a layer that carries a LoRA already is wrapped
-    shapes = {path: getattr(layer, "base_layer", layer).weight.shape for path, layer in _linears(pipeline.unet)}
-    paths = {pair.key: diffusers_path(pair.key, layers_per_block) for pair in pairs(lora)}
-    check_fits(lora, {key: shapes[path] for key, path in paths.items() if path in shapes}, "this pipeline")
-
+    count = check_fits_unet(lora, pipeline.unet, "this pipeline")
     active = {other: strength for other, strength in _strengths(pipeline).items() if other != name}
     remove_lora(pipeline, name)
     with quiet():
-        pipeline.load_lora_weights(to_diffusers(lora, layers_per_block), adapter_name=name)
+        pipeline.load_lora_weights(to_diffusers(lora, pipeline.unet.config.layers_per_block), adapter_name=name)
     patched = sum(name in layer.lora_A for _, layer in _linears(pipeline.unet) if hasattr(layer, "lora_A"))
-    if patched != len(paths):
+    if patched != count:
         remove_lora(pipeline, name)
         raise HyperLoRAError(
-            f"diffusers put this LoRA on {patched} of its {len(paths)} layers: this version doesn't know some of them. "
+            f"diffusers put this LoRA on {patched} of its {count} layers: this version doesn't know some of them. "
             "Run: python -m pip install -U diffusers peft"
         )
     active[name] = weight
     pipeline.set_adapters(list(active), list(active.values()))
     return patched
+
+
+def check_fits_unet(lora: Mapping[str, Tensor], unet: torch.nn.Module, model: str) -> int:
+    """`lora.check_fits` for a diffusers UNet, called `model` in the sentence; return the number of layers."""
+    # a layer that carries a LoRA already is wrapped
+    shapes = {path: getattr(layer, "base_layer", layer).weight.shape for path, layer in _linears(unet)}
+    paths = {pair.key: diffusers_path(pair.key, unet.config.layers_per_block) for pair in pairs(lora)}
+    check_fits(lora, {key: shapes[path] for key, path in paths.items() if path in shapes}, model)
+    return len(paths)
 
 
 def remove_lora(pipeline: "StableDiffusionXLPipeline", name: str | None = None) -> None:

@@ -15,7 +15,7 @@ from hyperlora_core.cli import main
 from hyperlora_core.cli.train import HYPERLORA, STAGES
 from hyperlora_core.demo import sdxl
 from hyperlora_core.demo.hyperlora import HyperLoRASize, unet_modules
-from hyperlora_core.train import config, demo_clip, demo_unet, demo_vae, estimate, pulid, stage
+from hyperlora_core.train import config, demo_clip, demo_unet, demo_vae, estimate, finetune, pulid, stage
 from hyperlora_core.train.data import DataConfig
 from hyperlora_core.train.network import GROUPS, Network
 
@@ -28,8 +28,8 @@ KINDS = {
     "demo-clip": demo_clip.Config,
     "demo-unet": demo_unet.Config,
     **dict.fromkeys(HYPERLORA, stage.Config),
+    "finetune": finetune.Config,
 }
-DEMO = [name for name in KINDS if name not in HYPERLORA]
 SHIPPED = sorted(path.relative_to(config.SHIPPED) for path in config.SHIPPED.glob("*/*.toml"))
 DOCS = ROOT / "docs" / "training.md"
 
@@ -41,6 +41,9 @@ STAGE_KEYS = ["stage.start", "stage.trains", "stage.conditions", "stage.scenario
               "stage.other_photo", "stage.caption_dropout", "stage.bases_pace", "stage.face_weight", "stage.weights",
               "stage.steps_drawn", "stage.checkpointing", "stage.cache"]  # fmt: skip
 SIZE_KEYS = [f"hyperlora.{field.name}" for field in dataclasses.fields(HyperLoRASize)]
+TUNE_KEYS = ["loop.steps", "loop.batch", "loop.rate", "loop.warmup", "loop.cooldown", "loop.weight_decay",
+             "loop.precision", "tune.caption_dropout", "tune.face_weight", "tune.weights", "tune.steps_drawn",
+             "tune.checkpointing"]  # fmt: skip
 
 
 @cache
@@ -82,7 +85,9 @@ def test_every_shipped_config_loads(path):
 def test_every_command_that_reads_a_config_has_one():
     assert set(STAGES) - set(KINDS) == {"demo-faces"}
     given = {(path.parent.name, path.stem) for path in SHIPPED}
-    assert given == {(p, name) for p in ("gpu", "cpu") for name in KINDS} | {("sdxl", name) for name in HYPERLORA}
+    assert given == {(p, name) for p in ("gpu", "cpu") for name in KINDS} | {
+        ("sdxl", name) for name in (*HYPERLORA, "finetune")
+    }
 
 
 @pytest.mark.parametrize("profile", config.PROFILES)
@@ -115,6 +120,7 @@ def test_sdxl_has_the_papers_numbers():
         *rows(["gpu", "cpu"], ["demo-unet"], UNET_KEYS),
         *rows(["gpu", "cpu", "sdxl"], list(HYPERLORA), STAGE_KEYS),
         *rows(["gpu", "cpu", "sdxl"], ["id-embedding"], SIZE_KEYS),
+        *rows(["gpu", "cpu", "sdxl"], ["finetune"], TUNE_KEYS),
     ],
 )
 def test_docs_tell_what_the_configs_say(row):

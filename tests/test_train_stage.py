@@ -14,7 +14,7 @@ from hyperlora_core.fingerprint import fingerprint
 from hyperlora_core.inject import Injection, LowRank
 from hyperlora_core.locate import DEMO_CLIP, demo_folder
 from hyperlora_core.prompt import TRIGGER
-from hyperlora_core.train import config, data, loop, stage
+from hyperlora_core.train import config, data, diffusion, loop, stage
 from hyperlora_core.train.features import memory_mapped
 from hyperlora_core.train.network import Network, group_of
 from hyperlora_core.train.sources import Sources
@@ -194,7 +194,7 @@ def test_the_person_is_read_from_another_photo(task):
 
 
 def test_face_weights():
-    weights = stage.face_weights(np.array([[0.25, 0.5, 0.75, 1.0], [0.0, 0.0, 0.0, 0.0]]), 4, 3.0)
+    weights = diffusion.face_weights(np.array([[0.25, 0.5, 0.75, 1.0], [0.0, 0.0, 0.0, 0.0]]), 4, 3.0)
     assert weights.shape == (2, 1, 4, 4) and torch.allclose(weights.mean((1, 2, 3)), torch.ones(2))
     assert torch.allclose(
         weights[0, 0] / weights[0, 0, 0, 0], torch.tensor([[1.0] * 4] * 2 + [[1.0, 3.0, 3.0, 1.0]] * 2)

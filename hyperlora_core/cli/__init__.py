@@ -11,6 +11,7 @@ COMMANDS = {
     "batch": "write identities and LoRAs of many people, a folder of photos each",
     "queue": "run a workflow for every person, prompt and seed on ComfyUI servers",
     "portrait": "paint a person from photos, without ComfyUI",
+    "finetune": "train a person's LoRA a little further, on more photos",
     "transfer": "move LoRAs to another base model",
     "download": "fetch weights into a ComfyUI models folder",
     "prepare": "search, judge, cut and caption photos of people for training",

@@ -6,15 +6,19 @@ import os
 import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from tqdm import tqdm
 
 from ..errors import HyperLoRAError
 from ..locate import DEMO_CLIP, DEMO_FACES, demo_folder
-from ..train.config import config_path, load_config
+from ..train.config import Config, config_path, load_config
 from ..train.sources import Sources
 from .progress import following
+
+if TYPE_CHECKING:
+    from ..train import loop
 
 # stage: its module in hyperlora_core.train and its folder in --out
 HYPERLORA = ("base-lora", "id-clip", "id-embedding")
@@ -58,10 +62,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="FOLDER",
         help="the face pack that demo-faces and PuLID's loss run (default: the demo's)",
     )
-    parser.add_argument("--steps", type=int, metavar="N", help="steps in all, instead of the config's")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: %(default)s)")
-    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: PyTorch's choice)")
+    add_run_arguments(parser)
     parser.add_argument(
         "--workers", type=int, default=os.cpu_count(), metavar="N", help="processes that draw (default: %(default)s)"
     )
@@ -81,6 +82,14 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
 
 
+def add_run_arguments(parser: ArgumentParser) -> None:
+    """How long the training loop runs, and on what."""
+    parser.add_argument("--steps", type=int, metavar="N", help="steps in all, instead of the config's")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: %(default)s)")
+    parser.add_argument("--resume", action="store_true", help="go on where the same command was stopped")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: PyTorch's choice)")
+
+
 def run(arguments: Namespace) -> int:
     """Run the command."""
     module_name, name = STAGES[arguments.stage]
@@ -94,11 +103,7 @@ def run(arguments: Namespace) -> int:
         clip=arguments.clip or demo / DEMO_CLIP,
         faces=arguments.faces or demo / DEMO_FACES,
     )
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    device = arguments.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    device = chosen_device(arguments)
     if arguments.estimate is not None:
         return _estimate(arguments.stage, arguments.config or "sdxl", arguments.estimate)
     if arguments.stage == "demo-faces":
@@ -109,12 +114,28 @@ def run(arguments: Namespace) -> int:
     if arguments.export:
         print(module.export(sources, name, arguments.export))
         return 0
-    config = load_config(path, module.Config)
-    if arguments.steps is not None:
-        if arguments.steps < 1:
-            raise HyperLoRAError(f"--steps {arguments.steps} trains nothing. Give 1 or more.")
-        config = dataclasses.replace(config, loop=dataclasses.replace(config.loop, steps=arguments.steps))
-    return _train(module.make_task(config, sources, name), config, arguments.out / name, device, arguments)
+    config = chosen_config(path, module.Config, arguments)
+    task = module.make_task(config, sources, name)
+    return train_with_bar(task, config, arguments.out / name, device, arguments.resume, arguments.stage)
+
+
+def chosen_device(arguments: Namespace) -> str:
+    """The device that `add_run_arguments` asked for, found where it says auto; sets the threads."""
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    if arguments.device != "auto":
+        return arguments.device
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def chosen_config(path: Path, kind: type[Config], arguments: Namespace) -> Config:
+    """The config at `path`, with the steps that `add_run_arguments` asked for."""
+    config = load_config(path, kind)
+    if arguments.steps is None:
+        return config
+    if arguments.steps < 1:
+        raise HyperLoRAError(f"--steps {arguments.steps} trains nothing. Give 1 or more.")
+    return dataclasses.replace(config, loop=dataclasses.replace(config.loop, steps=arguments.steps))
 
 
 def _estimate(stage: str, config: str, sides: list[int]) -> int:
@@ -148,10 +169,11 @@ def _draw(module: "object", config: "object", folder: Path, workers: int) -> int
     return 0
 
 
-def _train(task: "object", config: "object", folder: Path, device: str, arguments: Namespace) -> int:
+def train_with_bar(task: "loop.Task", config: "loop.Config", folder: Path, device: str, resume: bool, what: str) -> int:
+    """The training loop with a progress bar; returns the exit status, 130 when it was stopped before its last step."""
     from ..train.loop import train
 
-    with _bar(config.loop.steps, arguments.stage, "step") as bar:
+    with _bar(config.loop.steps, what, "step") as bar:
 
         def progress(step: int, _steps: int, losses: dict[str, float]) -> None:
             if not losses:
@@ -159,7 +181,7 @@ def _train(task: "object", config: "object", folder: Path, device: str, argument
             bar.set_postfix({name: f"{value:.4f}" for name, value in losses.items()}, refresh=False)
             bar.update(step - bar.n)
 
-        reached = train(task, config, folder, device, arguments.resume, progress)
+        reached = train(task, config, folder, device, resume, progress)
     if reached < config.loop.steps:
         print(f"Stopped at step {reached} of {config.loop.steps}. Go on with: --resume")
         return 130

@@ -9,13 +9,10 @@ from ..base_layers import FileLayers
 from ..errors import HyperLoRAError
 from ..files import written_aside
 from ..lora import load_lora, save_lora
+from ..metadata import kept
 from ..transfer import DIRECTIONS, THRESHOLD, Bridge, transfer
-from ..weights_check import check_safetensors
 from .options import add_device_argument, add_naming_argument
 from .progress import following
-
-# of the file's metadata what it says of its tensors, which are written anew
-_OF_THE_TENSORS = ("ss_network_", "modelspec.implementation", "modelspec.sai_model_spec")
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -68,7 +65,7 @@ def run(arguments: Namespace) -> int:
             moved = transfer(lora, source, target, arguments.threshold, bridge, arguments.device, following(bar))
         print(moved.summary, *moved.left_out, sep="\n")
         reports.append(f"{path}\n{moved.report}\n")
-        save_lora(moved.lora, output, arguments.naming, _metadata(path, arguments.target))
+        save_lora(moved.lora, output, arguments.naming, kept(path) | {"hyperlora.moved_to": arguments.target.name})
         print(f"LoRA: {output}")
     if arguments.report is not None:
         with written_aside(arguments.report) as aside:
@@ -88,10 +85,3 @@ def _outputs(loras: list[Path], output: Path) -> list[Path]:
             f"Two LoRAs would have the same file in {output}: move them one by one, or choose another folder."
         )
     return outputs
-
-
-def _metadata(path: Path, target: Path) -> dict[str, str]:
-    kept = {
-        key: value for key, value in check_safetensors(path).metadata.items() if not key.startswith(_OF_THE_TENSORS)
-    }
-    return kept | {"hyperlora.moved_to": target.name}

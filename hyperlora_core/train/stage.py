@@ -31,15 +31,15 @@ from torch import Tensor, nn
 from ..demo.hyperlora import HyperLoRASize, unet_modules
 from ..errors import HyperLoRAError
 from ..fingerprint import fingerprint
-from ..inject import Injection, LowRank
+from ..inject import LowRank
 from ..pipeline import load_pipeline
 from ..prompt import with_trigger
 from ..vision import VisionEncoder
 from .config import LoopConfig
-from .demo_unet import TextEncoders
-from .diffusion import Schedule, check_weights, face_weights
+from .denoising import BesideUNet, DenoisingTask, spread
+from .diffusion import check_weights
 from .drawn import open_photos
-from .features import RowCache, encode_pictures
+from .features import RowCache
 from .loop import CHECKPOINT, Draw, load_trained_config, trained_values
 from .network import GROUPS, Network, joined
 from .pulid import CrossAttentions, PuLID, PuLIDConfig, Seen, check_pulid, make_pulid
@@ -53,7 +53,6 @@ if TYPE_CHECKING:
 
 RECONSTRUCT, ID_ALONE, BESIDE_BASE = range(3)  # the scenarios (a), (b), (c)
 KINDS = (("embedding", "clip"), ("embedding",), ("clip",))  # what an ID branch may read, in its order
-SHEET_PEOPLE, SHEET_SEED = 8, 0
 CENTRE_PHOTOS = 64  # for the mean of what a branch reads
 
 
@@ -85,19 +84,17 @@ class Config:
     pulid: PuLIDConfig | None = None
 
 
-class Stage(nn.Module):
+class Stage(BesideUNet):
     """The network in training with the frozen UNet that its LoRAs are beside."""
 
     def __init__(self, network: Network, unet: nn.Module, config: StageConfig, pulid: PuLID | None = None):
-        super().__init__()
-        self.network, self.unet, self.config, self.pulid = network, unet.requires_grad_(False), config, pulid
-        self.injection = Injection(unet, network.keys())
+        super().__init__(unet, network.keys(), config)
+        self.network, self.pulid = network, pulid
         self.attentions = CrossAttentions(unet) if pulid is not None and pulid.aligns else None
 
     def train(self, mode: bool = True) -> "Stage":
-        """The UNet stays as it is sampled with, but for gradient checkpointing, which asks for this mode."""
+        """As BesideUNet; PuLID's networks stay as they are."""
         super().train(mode)
-        self.unet.train(mode and self.config.checkpointing)
         if self.pulid is not None:
             self.pulid.eval()
         return self
@@ -157,20 +154,6 @@ class Stage(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and "base" in self.config.trains):
             return self.network.low_rank(self.network.base_coefficients(tokens), "base", weights)
 
-    def _predict(self, inputs: tuple[Tensor, ...], lora: Mapping[str, LowRank]) -> Tensor:
-        noisy, steps, text, pooled, time_ids = inputs
-        self.injection.set(lora)
-        dtype = self.unet.dtype
-        conditions = {"text_embeds": pooled.to(dtype), "time_ids": time_ids.to(dtype)}
-        return self.unet(
-            noisy.to(dtype), steps, encoder_hidden_states=text.to(dtype), added_cond_kwargs=conditions
-        ).sample
-
-    def _errors(
-        self, inputs: tuple[Tensor, ...], lora: Mapping[str, LowRank], target: Tensor, weights: Tensor
-    ) -> Tensor:
-        return (weights * (self._predict(inputs, lora).float() - target).square()).mean((1, 2, 3))  # (n,)
-
 
 def _rows(
     inputs: tuple[Tensor, ...], lora: Mapping[str, LowRank], rows: Tensor
@@ -179,19 +162,15 @@ def _rows(
     return tuple(x[rows] for x in inputs), {key: LowRank(pair.down[rows], pair.up[rows]) for key, pair in lora.items()}
 
 
-class StageTask:
+class StageTask(DenoisingTask):
     """Photos with their captions, noisy, and what the branches read of the same people."""
 
     def __init__(self, config: Config, photos: "Photos", pipeline: "StableDiffusionXLPipeline", vision: VisionEncoder,
                  network: Network, cache: Path, pulid: PuLID | None = None):  # fmt: skip
-        self.config, self.photos, self.pipeline, self.vision = config.stage, photos, pipeline, vision
         network.choose(config.stage.trains)
-        self.module = Stage(network, pipeline.unet, config.stage, pulid)
+        super().__init__(config.stage, photos, pipeline, Stage(network, pipeline.unet, config.stage, pulid))
+        self.vision = vision
         self.paces = {"network.basis.": config.stage.bases_pace}
-        if config.stage.checkpointing:
-            pipeline.unet.enable_gradient_checkpointing(self.module.injection.repeat)
-        self.schedule = Schedule()
-        self.texts = TextEncoders(pipeline.text_encoder, pipeline.text_encoder_2)
         self.others = _other_rows(photos.people)
         self.caches = self._caches(cache) if config.stage.cache else None
         self._centre(network)
@@ -200,26 +179,8 @@ class StageTask:
         rng, n, device, config = draw.rng, draw.batch, draw.device, self.config
         rows = rng.integers(len(self.photos), size=n)
         scenarios = rng.choice(3, size=n, p=config.scenarios)
-        latents, boxes = self._latents(rows, rng, device)
-        noise = torch.from_numpy(rng.standard_normal(latents.shape, np.float32)).to(device)
-        steps = self.schedule.draw(rng, n, config.steps_drawn).to(device)
-        dropped = rng.random(n) < config.caption_dropout
         triggered = (scenarios == RECONSTRUCT) & bool(config.conditions)
-        captions = [
-            (with_trigger if trigger else str)("" if drop else caption)
-            for caption, drop, trigger in zip(self.photos.captions(rows), dropped, triggered, strict=True)
-        ]
-        text, pooled = self.texts(captions, device)
-        side = self.photos.size
-        batch = {
-            "noisy": self.schedule.noisy(latents, noise, steps),
-            "noise": noise,
-            "steps": steps,
-            "weights": self.schedule.weights(steps, config.weights).view(-1, 1, 1, 1)
-            * face_weights(boxes, latents.shape[-1], config.face_weight).to(device),
-            "text": text,
-            "pooled": pooled,
-            "time_ids": torch.tensor([[side, side, 0, 0, side, side]], device=device).float().expand(n, -1),
+        batch = self._noisy(rows, triggered, draw) | {
             "base_tokens": self._tokens("base", rows, device),
             "scenarios": torch.from_numpy(scenarios).to(device),
         }
@@ -261,20 +222,14 @@ class StageTask:
         return torch.from_numpy(self.photos.embeddings(rows)).to(device)
 
     def _latents(self, rows: np.ndarray, rng: np.random.Generator, device: torch.device) -> tuple[Tensor, np.ndarray]:
-        """The pictures, and the faces' boxes as shares of their side."""
         if self.caches:
             return torch.from_numpy(self.caches["latents"].get(rows)).to(device), self.caches["boxes"].get(rows)
-        pictures, boxes = self.photos.pictures(rows, rng)
-        return self._encode(pictures, device), boxes / self.photos.size
+        return super()._latents(rows, rng, device)
 
     def _tokens(self, kind: str, rows: np.ndarray, device: torch.device) -> Tensor:
         if self.caches:
             return torch.from_numpy(self.caches[kind].get(rows)).to(device)
         return self._see(kind, rows, device)
-
-    def _encode(self, pictures: np.ndarray, device: torch.device) -> Tensor:
-        pixels = torch.from_numpy(pictures).to(device).movedim(-1, 1).float() / 127.5 - 1
-        return encode_pictures(self.pipeline.vae.to(device), pixels)
 
     def _see(self, kind: str, rows: np.ndarray, device: torch.device) -> Tensor:
         pictures = self.photos.base_pictures(rows) if kind == "base" else self.photos.identity_pictures(rows)
@@ -302,7 +257,7 @@ class StageTask:
 
     def sheet(self) -> Image.Image:
         """Photos, and below each what the model paints of its caption: as it is, with the LoRA alone, with base."""
-        rows = np.unique(np.linspace(0, len(self.photos) - 1, SHEET_PEOPLE).astype(int))
+        rows = spread(np.arange(len(self.photos)))
         network, device = self.module.network, self.module.unet.device
         captions, ones = self.photos.captions(rows), torch.ones(len(rows), device=device)
         base = network.low_rank(network.base_coefficients(self._tokens("base", rows, device)), "base", ones)
@@ -315,20 +270,6 @@ class StageTask:
         else:
             ways["base"] = (captions, base)
         return sheet([self.photos.pictures(rows)[0], *(self._paint(*way) for way in ways.values())])
-
-    def _paint(self, prompts: list[str], lora: Mapping[str, LowRank]) -> np.ndarray:
-        # guidance runs the UNet on the empty prompts' half first
-        self.module.injection.set({k: LowRank(v.down.repeat(2, 1, 1), v.up.repeat(2, 1, 1)) for k, v in lora.items()})
-        pictures = self.pipeline.to(self.module.unet.device)(
-            prompt=prompts,
-            negative_prompt=[""] * len(prompts),
-            num_inference_steps=self.config.sheet_steps,
-            guidance_scale=self.config.sheet_guidance,
-            generator=torch.Generator().manual_seed(SHEET_SEED),
-            output_type="np",
-        ).images
-        self.module.injection.set(None)
-        return (pictures * 255).round().astype(np.uint8)
 
 
 def make_task(config: Config, sources: Sources, name: str) -> StageTask:
