@@ -16,15 +16,18 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from .eight_bit import Progress, is_eight_bit, quantize_basis
 from .errors import HyperLoRAError, cli
 from .files import write_tensors, written_aside
-from .hyperlora import PROJECTIONS, VECTORS_PER_MODULE, Basis, HyperLoRA
+from .hyperlora import PROJECTIONS, VECTORS_PER_MODULE, Basis, HyperLoRA, scale_name
 from .resampler import HEAD_SIZE, IDProjector, Resampler, ResamplerConfig
 from .weights_check import check_safetensors
 
 MODULES = "hyper_lora_modules"
 PARTS = (MODULES, "resampler", "id_projector", "base_resampler")  # the first two are in every checkpoint
 CHECKPOINT_ID = "hyperlora.checkpoint_id"  # metadata that our own training writes into every part
+# metadata of a basis in 8 bits: that of the checkpoint it was made from, whose identities stay valid
+FINGERPRINT = "hyperlora.fingerprint"
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -51,23 +54,36 @@ def load_hyperlora(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     operations=torch.nn,
+    *,
+    eight_bit: bool = False,
+    progress: Progress | None = None,
 ) -> HyperLoRA:
-    """Load a checkpoint from its folder or from a single `.safetensors`; fp16, bf16 and fp32 files alike.
+    """Load a checkpoint from its folder or from a single `.safetensors`; fp16, bf16, fp32 and 8-bit files alike.
 
     `dtype` is the precision of the computation. The encoder is converted to it; the basis (the 3 GB) stays mapped from
     the file in the file's precision when `device` is the CPU. `operations` gives Linear and LayerNorm (torch.nn, or
     the host's, which casts weights as its memory management needs).
+    `eight_bit`: hold the basis in 8 bits, in memory of its own (1.5 GB), unless the file has it so (`hyperlora quantize`),
+    which stays mapped; `progress(tensors done, tensors)` meanwhile, which may raise to stop. Identities stay valid.
     Raises HyperLoRAError for anything that is missing, broken, mixed up or not a HyperLoRA checkpoint.
     """
     source = find_parts(Path(path))
     _check_consistency(source)
+    parts = {part: source.tensors(part) for part in source.files}
+    fingerprint = _fingerprint(list(source.modules), parts)
+    if is_eight_bit(parts[MODULES]):
+        _check_scales(source, parts[MODULES])
+        fingerprint = source.metadata.get(FINGERPRINT, fingerprint)
+    elif eight_bit:
+        parts[MODULES] = quantize_basis(parts[MODULES], progress)
     return assemble(
         list(source.modules),
-        {part: source.tensors(part) for part in source.files},
+        parts,
         device,
         dtype,
         operations,
         name=source.path.stem if source.path.is_file() else source.path.name,
+        fingerprint=fingerprint,
         metadata=source.metadata,
         files={part: file for part, (file, _) in source.files.items()},
     )
@@ -81,10 +97,14 @@ def assemble(
     operations=torch.nn,
     *,
     name: str = "HyperLoRA",
+    fingerprint: str = "",
     metadata: Mapping[str, str] | None = None,
     files: Mapping[str, Path] | None = None,
 ) -> HyperLoRA:
-    """A HyperLoRA from a checkpoint's tensors: part -> name -> tensor. `files`: what errors call a part."""
+    """A HyperLoRA from a checkpoint's tensors: part -> name -> tensor.
+
+    `fingerprint`: by default the tensors' own. `files`: what errors call a part.
+    """
     factory = {"device": "meta", "dtype": dtype}
 
     def filled(module: torch.nn.Module, part: str) -> torch.nn.Module:
@@ -111,7 +131,7 @@ def assemble(
         else None,
         resampler("base_resampler") if "base_resampler" in parts else None,
         name=name,
-        fingerprint=_fingerprint(module_names, parts),
+        fingerprint=fingerprint or _fingerprint(module_names, parts),
         dtype=dtype,
         metadata=metadata,
     )
@@ -136,6 +156,34 @@ def save_hyperlora(hyper: HyperLoRA, path: str | Path, metadata: dict[str, str] 
     parts |= {part: module.state_dict() for part, module in hyper.encoder.items()}
     parts = {part: {name: t.contiguous() for name, t in tensors.items()} for part, tensors in parts.items()}
     metadata = {**hyper.metadata, **(metadata or {}), CHECKPOINT_ID: _fingerprint(list(modules), parts)}
+    if hyper.basis.eight_bit:
+        metadata[FINGERPRINT] = hyper.fingerprint
+    _write(path, modules, parts, metadata)
+
+
+def write_eight_bit(path: str | Path, target: str | Path, progress: Progress | None = None) -> None:
+    """Write the checkpoint at `path` to `target` with its basis in 8 bits, in either form, the rest as it is.
+
+    `progress(tensors done, tensors)` may raise to stop. Raises HyperLoRAError as `load_hyperlora`, for a checkpoint that is
+    in 8 bits already, and for one that would be replaced by itself.
+    """
+    path, target = Path(path), Path(target)
+    source = find_parts(path)
+    _check_consistency(source)
+    if path.resolve() == target.resolve():
+        raise HyperLoRAError(f"{target} is the checkpoint itself, which stays: choose another name.")
+    parts = {part: source.tensors(part) for part in source.files}
+    if is_eight_bit(parts[MODULES]):
+        raise HyperLoRAError(f"{path} has its basis in 8 bits already: use it as it is.")
+    names = list(source.modules)
+    fingerprint = _fingerprint(names, parts)
+    parts[MODULES] = quantize_basis(parts[MODULES], progress)
+    metadata = {**source.metadata, FINGERPRINT: fingerprint, CHECKPOINT_ID: _fingerprint(names, parts)}
+    _write(target, source.modules, parts, metadata)
+
+
+def _write(path: Path, modules: dict[str, dict], parts: dict[str, dict[str, Tensor]], metadata: dict[str, str]) -> None:
+    """One file, when `path` ends so, or a folder."""
     if path.suffix == ".safetensors":
         merged = {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
         with written_aside(path) as aside:
@@ -275,6 +323,18 @@ def _basis_shapes(source: Source, branches: tuple[str, ...]) -> Iterator[tuple[s
             for branch in branches:
                 yield f"{i}.{projection}.{branch}_down_basis", (wide, None)
                 yield f"{i}.{projection}.{branch}_up_basis", (None, hidden)
+
+
+def _check_scales(source: Source, basis: Mapping[str, Tensor]) -> None:
+    """In 8 bits all of the basis, and each with its scale, or it is no basis of ours."""
+    for name, tensor in basis.items():
+        if name.endswith("_basis"):
+            scale = basis.get(scale_name(name))
+            if tensor.dtype != torch.int8 or scale is None or scale.shape != tensor.shape[1:]:
+                raise HyperLoRAError(
+                    f"{source.files[MODULES][0]} has a basis in 8 bits, but {scale_name(name)} doesn't fit {name}. "
+                    f"Write it again: {cli('quantize')}"
+                )
 
 
 def _mixed(source: Source, part: str, why: str) -> HyperLoRAError:

@@ -27,11 +27,16 @@ def lora_key(module: str, projection: str) -> str:
     return f"{module}_{'to_out_0' if projection == 'to_out' else projection}"
 
 
+def scale_name(basis_name: str) -> str:
+    """What the scale of a basis tensor in 8 bits is called."""
+    return f"{basis_name.removesuffix('_basis')}_scale"
+
+
 class Basis(nn.Module):
     """K low-rank matrices per linear: `{i}.{projection}.{branch}_down_basis` [K, in, r] and `_up_basis` [K, r, out].
 
     The tensors stay as they are in the file (memory-mapped, in its precision); one linear at a time is brought to the
-    precision of the coefficients while it is mixed.
+    precision of the coefficients while it is mixed. In 8 bits a tensor has a scale [in, r] or [r, out], see eight_bit.py.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], module_names: Sequence[str]):
@@ -41,7 +46,15 @@ class Basis(nn.Module):
             self.register_parameter(name.replace(".", "/"), nn.Parameter(tensor, requires_grad=False))
 
     def tensor(self, module: int, projection: str, branch: str, side: str) -> Tensor:
-        return self.get_parameter(f"{module}/{projection}/{branch}_{side}_basis")
+        return self.get_parameter(_basis_name(module, projection, branch, side))
+
+    def scale(self, module: int, projection: str, branch: str, side: str) -> Tensor | None:
+        """That of the tensor, where it is in 8 bits."""
+        return self._parameters.get(scale_name(_basis_name(module, projection, branch, side)))
+
+    @property
+    def eight_bit(self) -> bool:
+        return self.scale(0, "to_q", "id", "down") is not None
 
     def has(self, branch: str) -> bool:
         return f"0/to_q/{branch}_down_basis" in self._parameters
@@ -67,7 +80,9 @@ class Basis(nn.Module):
                 for side in ("down", "up"):
                     basis = convert(self.tensor(i, projection, branch, side))  # (K, a, b)
                     mix = next(vectors) @ basis.flatten(1)  # (..., K) x (K, a * b) -> (..., a * b)
-                    sides.append(mix.unflatten(-1, basis.shape[1:]))
+                    mix = mix.unflatten(-1, basis.shape[1:])
+                    scale = self.scale(i, projection, branch, side)
+                    sides.append(mix if scale is None else (mix * scale.to(mix.device)).to(mix.dtype))
                 yield lora_key(module, projection), *sides
 
     def mix(self, coefficients: Tensor, branch: str) -> LoRA:
@@ -86,6 +101,10 @@ class Basis(nn.Module):
             for lora, down, up in zip(loras, downs, ups, strict=True):
                 _put(lora, key, down.clone(), up.clone())
         return loras
+
+
+def _basis_name(module: int, projection: str, branch: str, side: str) -> str:
+    return f"{module}/{projection}/{branch}_{side}_basis"
 
 
 def _put(lora: LoRA, key: str, down: Tensor, up: Tensor) -> None:

@@ -38,18 +38,20 @@ def open_encoder(
     ComfyUI's). Raises HyperLoRAError naming what isn't there and the command that fetches it.
     """
     if checkpoint == DEMO:
-        folder = demo_folder()
-        path, clip = folder / DEMO_HYPER, clip or folder / DEMO_CLIP
-    elif checkpoint in load_catalog():
-        path = find_file(checkpoint, models).parent
-    else:
-        path = Path(checkpoint)
-    hyper = load_hyperlora(path, device, dtype)
+        clip = clip or demo_folder() / DEMO_CLIP
+    hyper = load_hyperlora(find_checkpoint(checkpoint, models), device, dtype)
     return PhotoEncoder(
         hyper,
         FaceAnalyzer.load(face_pack or find_face_pack(checkpoint, models), provider),
         _clip_tower(hyper, clip, models, device, dtype),
     )
+
+
+def find_checkpoint(checkpoint: str, models: str | Path | None) -> Path:
+    """Where a HyperLoRA lies: that of a catalogued name, the demo's, or the path itself."""
+    if checkpoint == DEMO:
+        return demo_folder() / DEMO_HYPER
+    return find_file(checkpoint, models).parent if checkpoint in load_catalog() else Path(checkpoint)
 
 
 def find_face_pack(checkpoint: str, models: str | Path | None) -> Path:

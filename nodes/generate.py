@@ -26,10 +26,11 @@ class HyperLoRALoadModel(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "precision",
-                    options=[folders.AUTO, *host.PRECISIONS],
+                    options=[folders.AUTO, *host.PRECISIONS, host.EIGHT_BIT],
                     default=folders.AUTO,
                     advanced=True,
-                    tooltip="Precision of the computation. auto: fp16 on a GPU that is fast in it, fp32 otherwise.",
+                    tooltip="Precision of the computation. auto: fp16 on a GPU that is fast in it, fp32 otherwise. "
+                    "int8: as auto, with a basis in 8 bits, which takes half the memory.",
                 ),
                 io.Combo.Input(
                     "clip_vision",

@@ -13,6 +13,7 @@ import torch
 from ..hyperlora_core import HyperLoRA, VisionEncoder, load_hyperlora
 
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+EIGHT_BIT = "int8"  # the basis; computed in the automatic precision
 
 
 class LoadedHyperLoRA:
@@ -21,7 +22,13 @@ class LoadedHyperLoRA:
     def __init__(self, path: Path, find_clip_tower: Callable[[int], Path], precision: str):
         """`find_clip_tower` answers the tower's file for a token width; it is asked when the first photo is read."""
         dtype = PRECISIONS.get(precision) or automatic_precision(comfy.model_management.get_torch_device())
-        self.hyper = load_hyperlora(path, dtype=dtype, operations=comfy.ops.manual_cast)
+        self.hyper = load_hyperlora(
+            path,
+            dtype=dtype,
+            operations=comfy.ops.manual_cast,
+            eight_bit=precision == EIGHT_BIT,
+            progress=progress(),
+        )
         self.find_clip_tower = find_clip_tower
         # the host's cache accounting looks for this name
         self.patcher, _ = hand_over(self.hyper, [self.hyper.basis, self.hyper.encoder])
@@ -64,11 +71,14 @@ def hand_over(
     return list(patchers.values())
 
 
-def progress(total: int) -> Callable[[int, int], None]:
-    """A progress bar on the running node; each step stops the run if the user asked for it."""
+def progress(total: int = 1) -> Callable[[int, int], None]:
+    """A progress bar on the running node; each step stops the run if the user asked for it.
+
+    `total` goes until the first step says more.
+    """
     bar = comfy.utils.ProgressBar(total)
 
-    def step(done: int, _total: int) -> None:
+    def step(done: int, total: int) -> None:
         comfy.model_management.throw_exception_if_processing_interrupted()
         bar.update_absolute(done, total)
 

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from hyperlora_core import Identity, VisionEncoder, load_hyperlora
+from hyperlora_core.eight_bit import compare
 from hyperlora_core.hyperlora import HyperLoRA
 from hyperlora_core.vision import clip_pixels
 
@@ -68,6 +69,7 @@ def _in_precision(bench: Bench, precision: str) -> None:
         note="the three together; the face is found before, see faces",
     )
     _one_pass(bench, hyper, precision)
+    _eight_bit(bench, hyper, coefficients, precision)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "identity.safetensors"
         Identity(coefficients.cpu(), fingerprint=hyper.fingerprint, checkpoint=hyper.name).save(file)
@@ -84,10 +86,21 @@ def _in_precision(bench: Bench, precision: str) -> None:
 
 def mixing_work(hyper: HyperLoRA, precision: str, people: int = 1) -> Work:
     """One pass over the ID branch's basis, and the LoRAs of so many people."""
-    basis = [tensor for name, tensor in hyper.basis.named_parameters() if "/id_" in name]
-    values = sum(tensor.numel() for tensor in basis)
+    basis = {name: tensor for name, tensor in hyper.basis.named_parameters() if "/id_" in name}
+    values = sum(
+        tensor.numel() for name, tensor in basis.items() if name.endswith("_basis")
+    )  # in 8 bits not the scales
     written = people * values / hyper.basis.size * PRECISIONS[precision].itemsize
-    return Work(bytes_of(basis) + written, 2 * people * values, precision)
+    return Work(bytes_of(basis.values()) + written, 2 * people * values, precision)
+
+
+def _eight_bit(bench: Bench, hyper: HyperLoRA, coefficients: torch.Tensor, precision: str) -> None:
+    """Speed and error of a basis in 8 bits."""
+    small = load_hyperlora(bench.checkpoint, bench.device, PRECISIONS[precision], eight_bit=True)
+    work = mixing_work(small, precision)
+    bench.time(GROUP, f"mixing the basis in 8 bits, {precision}", lambda: small.lora(coefficients), work)
+    errors = [100 * error for error in compare(small, hyper).values()]
+    bench.add(GROUP, f"a layer's change, off in 8 bits, {precision}", errors, "%", note="median of the layers")
 
 
 def _one_pass(bench: Bench, hyper: HyperLoRA, precision: str) -> None:

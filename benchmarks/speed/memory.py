@@ -3,6 +3,7 @@
 import sys
 import threading
 from pathlib import Path
+from typing import NamedTuple
 
 from hyperlora_core.packages import require
 
@@ -15,6 +16,29 @@ def own_bytes() -> int:
         status = Path("/proc/self/status").read_text(encoding="ascii")
         return 1024 * int(status.partition("RssAnon:")[2].split()[0])
     return require("psutil", "Measuring memory").Process().memory_full_info().uss
+
+
+class Memory(NamedTuple):
+    """Bytes of a process in main memory.
+
+    rss   all, mapped files too
+    pss   the same, what several processes share divided among them; None where the system doesn't count it
+    own   what no file stands behind (Linux), or what is no other process's
+    """
+
+    rss: int
+    pss: int | None
+    own: int
+
+
+def memory_of(process: int) -> Memory:
+    """Of any process of this user, by its id."""
+    if sys.platform == "linux":
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text(encoding="utf-8").splitlines()[1:]
+        sizes = {line.partition(":")[0]: 1024 * int(line.split()[1]) for line in lines}
+        return Memory(sizes["Rss"], sizes["Pss"], sizes["Anonymous"])
+    counted = require("psutil", "Measuring memory").Process(process).memory_full_info()
+    return Memory(counted.rss, None, counted.uss)
 
 
 class Peak:

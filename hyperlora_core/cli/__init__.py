@@ -13,6 +13,7 @@ COMMANDS = {
     "portrait": "paint a person from photos, without ComfyUI",
     "finetune": "train a person's LoRA a little further, on more photos",
     "transfer": "move LoRAs to another base model",
+    "quantize": "write a HyperLoRA checkpoint with its basis in 8 bits, half the size",
     "download": "fetch weights into a ComfyUI models folder",
     "prepare": "search, judge, cut and caption photos of people for training",
     "train": "train HyperLoRA stage by stage, and the demo's models",
