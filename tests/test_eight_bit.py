@@ -51,7 +51,7 @@ def test_error_of_the_demo_is_bounded():
     assert max(errors.values()) < 0.02
 
 
-# measured 0.0061 and 0.0087 on average
+# measured 0.0066 and 0.0091 on average, hardly more in the worst layer
 @pytest.mark.parametrize(("bases", "bound"), [(16, 0.008), (128, 0.01)])
 def test_error_of_a_random_checkpoint_is_bounded(bases, bound):
     """In the demo's size, and with as many matrices as the published checkpoints mix."""
