@@ -87,9 +87,8 @@ def _in_precision(bench: Bench, precision: str) -> None:
 def mixing_work(hyper: HyperLoRA, precision: str, people: int = 1) -> Work:
     """One pass over the ID branch's basis, and the LoRAs of so many people."""
     basis = {name: tensor for name, tensor in hyper.basis.named_parameters() if "/id_" in name}
-    values = sum(
-        tensor.numel() for name, tensor in basis.items() if name.endswith("_basis")
-    )  # in 8 bits not the scales
+    # in 8 bits there are scales too, which are read but not mixed
+    values = sum(tensor.numel() for name, tensor in basis.items() if name.endswith("_basis"))
     written = people * values / hyper.basis.size * PRECISIONS[precision].itemsize
     return Work(bytes_of(basis.values()) + written, 2 * people * values, precision)
 
