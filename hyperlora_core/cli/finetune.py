@@ -7,6 +7,7 @@ from pathlib import Path
 from ..errors import HyperLoRAError
 from ..lora import ALPHA, load_lora, pairs, save_lora
 from ..metadata import kept
+from ..train import finetune
 from ..train.config import config_path
 from .train import add_run_arguments, chosen_config, chosen_device, train_with_bar
 
@@ -46,8 +47,6 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> int:
     """Run the command."""
-    from ..train import finetune
-
     device = chosen_device(arguments)
     config = chosen_config(config_path("finetune", arguments.config, device), finetune.Config, arguments)
     lora, out = load_lora(arguments.lora), arguments.out
