@@ -54,9 +54,10 @@ class Network(nn.Module):
         coefficients lowered the demo's loss by 0.5 % against another's, and by 2.4 % with this. Not in the paper.
         """
         layer = self._first_layer(group)
-        if not layer.bias.any():
-            with torch.no_grad():
-                layer.bias.copy_(-layer.weight @ inputs.to(layer.weight).flatten(0, -2).mean(0))
+        with torch.no_grad():
+            against = -layer.weight @ inputs.to(layer.weight).flatten(0, -2).mean(0)
+            # no `if`: the estimate goes through here with tensors that have no values
+            layer.bias.copy_(torch.where(layer.bias.any(), layer.bias, against))
 
     def _first_layer(self, group: str) -> nn.Linear:
         if group == "embedding":
