@@ -250,7 +250,7 @@ def test_mistakes(crowd, finished, tmp_path, capsys):
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT], ids=["killed", "Ctrl-C"])
 def test_stopped_halfway(drawn, tmp_path, sent):
     """Nobody is repeated, nobody is lost, nothing is half-written, and no process stays."""
-    photos, out, count = tmp_path / "photos", tmp_path / "out", 10
+    photos, out, count = tmp_path / "photos", tmp_path / "out", 40
     for number in range(count):
         (photos / f"person_{number}").mkdir(parents=True)
         shutil.copy(drawn[number % 4], photos / f"person_{number}")
@@ -277,7 +277,7 @@ def test_stopped_halfway(drawn, tmp_path, sent):
         assert process.returncode == 130 and "Traceback" not in said and "The same command goes on" in said
         assert set(before) == whole
         assert {row["status"] for row in report(out).values()} == {"done", "waiting"}
-    (out / LORAS / ".person_9.safetensors.abcdefgh.part").touch()  # as a kill in the midst of writing leaves it
+    (out / LORAS / ".person_39.safetensors.abcdefgh.part").touch()  # as a kill in the midst of writing leaves it
     assert main(command(photos, out)) == 0
     assert set(files(out)) == both(*(f"person_{number}" for number in range(count)))
     assert written(out, before) == set(files(out)) - whole

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from contextlib import contextmanager
 from itertools import pairwise
 from types import SimpleNamespace
@@ -51,11 +53,28 @@ def test_too_few_to_tell(generations):
     assert verdict.flat is None and "Too few" in str(verdict)
 
 
+HOLDING = """
+print("started", flush=True)
+input()
+held = b"x" * 50_000_000
+print("held", flush=True)
+input()
+"""
+
+
 def test_memory_is_what_the_system_counts():
-    before = memory_of(os.getpid())
-    held = np.ones(50 * MB // 8)
-    after = memory_of(os.getpid())
-    assert after.own - before.own == pytest.approx(held.nbytes, rel=0.1)
+    """Of a process of its own: this one may have memory in hand that was freed before."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDING], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        process.stdout.readline()
+        before = memory_of(process.pid)
+        process.stdin.write("\n")
+        process.stdin.flush()
+        process.stdout.readline()
+        after = memory_of(process.pid)
+        process.communicate("\n")
+    assert after.own - before.own == pytest.approx(50_000_000, rel=0.1)
     assert after.rss >= after.own
 
 

@@ -187,7 +187,6 @@ def test_a_stage_with_all_three(checkpointing):
         "reconstruct",
         "ID alone",
         "beside base",
-        "in common",
         "semantic",
         "layout",
         "identity",

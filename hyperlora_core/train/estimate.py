@@ -220,7 +220,7 @@ class Meter(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, _types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         for storage in _storages((args, kwargs)):  # what was there before isn't counted
-            self._known.add(storage._cdata)
+            self._add(storage, counted=False)
         out = func(*args, **kwargs)
         for storage in _storages(out):
             self._add(storage)
@@ -229,13 +229,13 @@ class Meter(TorchDispatchMode):
             self.flops[_precision(func, args)] += formula(*args, **kwargs, out_val=out)
         return out
 
-    def _add(self, storage: torch.UntypedStorage) -> None:
-        address, size = storage._cdata, storage.nbytes()
+    def _add(self, storage: torch.UntypedStorage, counted: bool = True) -> None:
+        address, size = storage._cdata, storage.nbytes() if counted else 0
         if address not in self._known:
             self._known.add(address)
             self.live += size
             self.peak = max(self.peak, self.live)
-            weakref.finalize(storage, self._release, address, size)
+            weakref.finalize(storage, self._release, address, size)  # another may come to lie at the address
 
     def _release(self, address: int, size: int) -> None:
         self._known.discard(address)
