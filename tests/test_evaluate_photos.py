@@ -16,7 +16,9 @@ from PIL import Image
 from hyperlora_core import HyperLoRAError
 from hyperlora_core.cli import main
 from hyperlora_core.evaluate import paper
+from hyperlora_core.evaluate.hyperlora import HyperLoRAPainter
 from hyperlora_core.evaluate.instruments import Instruments, Seen
+from hyperlora_core.evaluate.paint import Job
 from hyperlora_core.evaluate.photo_people import given_methods, photographed_people, read_kinds, seeds_of
 from hyperlora_core.evaluate.protocol import ALONE, ID_ONLY, NONE, PROMPTS, SCENES, Method, load_protocol
 from hyperlora_core.evaluate.report import write_report
@@ -84,9 +86,9 @@ def protocol_of(seeds=(7,)):
     )
 
 
-def evaluation(photos, methods, out, painter=None, encoders=None, **options):
+def evaluation(photos, methods, out, painter=None, person_painters=None, **options):
     people = photographed_people(photos, WORDS, [7])
-    return Evaluation(people, methods, protocol_of(), painter, encoders or {}, INSTRUMENTS, out, **options)
+    return Evaluation(people, methods, protocol_of(), painter, person_painters or {}, INSTRUMENTS, out, **options)
 
 
 def test_people_and_pictures_are_called_as_the_queue_calls_them(photos):
@@ -228,11 +230,11 @@ class ToyEncoder:
 
 def test_painted_pictures_are_timed_and_shared_and_follow_their_photos(photos, tmp_path):
     methods = [load_protocol().methods[name] for name in (NONE, ID_ONLY)]
-    encoders, out = {"demo": ToyEncoder()}, tmp_path / "out"
+    encoder, out = ToyEncoder(), tmp_path / "out"
 
     def painted():
         painter = ToyPainter()
-        results = evaluation(photos, methods, out, painter, encoders).run()
+        results = evaluation(photos, methods, out, painter, {"demo": HyperLoRAPainter(encoder, painter)}).run()
         return painter.jobs, results
 
     jobs, results = painted()
@@ -257,34 +259,41 @@ def test_painted_pictures_are_timed_and_shared_and_follow_their_photos(photos, t
     assert [job.prompt.endswith(word) for job, word in zip(painted()[0], WORDS, strict=True)] == [True, True]
 
 
-class ToyBaseline:
+class WordlessPainter:
     """Paints the colour of the photo, whatever the prompt."""
 
     settings = {"steps": 25}
+    follows_prompt = False
 
     def __init__(self):
         self.jobs = []
 
+    def check(self, method):
+        assert method.checkpoint == "weights"
+
     def encode(self, photos):
         return np.asarray(Image.open(photos[0]))[0, 0]
+
+    def job(self, method, who, prompt, seed):
+        return Job(prompt, seed, face=who)
 
     def paint(self, jobs, progress=None):
         self.jobs += jobs
         return [np.full((64, 64, 3), job.face, np.uint8) for job in jobs]
 
 
-def test_a_baseline_paints_faces_and_is_not_asked_for_words(photos, tmp_path):
+def test_a_method_that_follows_no_words_is_not_asked_for_them(photos, tmp_path):
     row = Method("Arc2Face", 1, 0.0, 0.0, False, ALONE, "weights")
     alone = {ALONE: ("photo of a id person",)}
     protocol = protocol_of()
     protocol = dataclasses.replace(protocol, prompts={**protocol.prompts, ALONE: [list(alone[ALONE])]})
 
     def painted(methods, painter=None):
-        baseline, people = ToyBaseline(), photographed_people(photos, WORDS, [7], bare=alone)
+        wordless, people = WordlessPainter(), photographed_people(photos, WORDS, [7], bare=alone)
         results = Evaluation(
-            people, methods, protocol, painter, {}, INSTRUMENTS, tmp_path / "out", baselines={"weights": baseline}
+            people, methods, protocol, painter, {"weights": wordless}, INSTRUMENTS, tmp_path / "out"
         ).run()
-        return baseline.jobs, results
+        return wordless.jobs, results
 
     jobs, results = painted([load_protocol().methods[NONE], row], ToyPainter())
     assert [(job.lora, job.seed) for job in jobs] == [(None, 7)] * 2

@@ -29,9 +29,8 @@ from .options import add_device_argument, add_encoder_arguments
 
 if TYPE_CHECKING:
     from ..encode import PhotoEncoder
-    from ..evaluate.arc2face import Arc2Face
     from ..evaluate.instruments import Instruments
-    from ..evaluate.paint import Painter
+    from ..evaluate.paint import Painter, PersonPainter
     from ..evaluate.people import Person
     from ..evaluate.run import Progress
 
@@ -106,10 +105,9 @@ class Setup(NamedTuple):
     methods: list[Method]
     protocol: Protocol
     painter: "Painter | None"
-    encoders: dict[str, "PhotoEncoder"]
+    person_painters: "dict[str, PersonPainter]"
     instruments: "Instruments"
     settings: dict[str, object]
-    baselines: "dict[str, Arc2Face]"
 
 
 def run(arguments: Namespace) -> int:
@@ -130,19 +128,17 @@ def run(arguments: Namespace) -> int:
             setup.methods,
             setup.protocol,
             setup.painter,
-            setup.encoders,
+            setup.person_painters,
             setup.instruments,
             arguments.out,
             arguments.seed,
             arguments.batch,
             arguments.overwrite,
-            setup.baselines,
         )
         results = evaluation.run(progress)
     settings = {
         **setup.settings,
         **(setup.painter.settings | {"batch": arguments.batch} if setup.painter else {}),
-        **{f"baseline {name}": baseline.settings for name, baseline in setup.baselines.items()},
         "methods": [vars(method) for method in setup.methods],
     }
     print(write_report(arguments.out, results, setup.protocol.comparisons, settings, arguments.seed))
@@ -151,6 +147,7 @@ def run(arguments: Namespace) -> int:
 
 
 def _drawn(arguments: Namespace, progress: "Progress") -> Setup:
+    from ..evaluate.hyperlora import HyperLoRAPainter
     from ..evaluate.paint import Painter
     from ..evaluate.people import drawn_people
     from ..locate import demo_folder
@@ -169,8 +166,9 @@ def _drawn(arguments: Namespace, progress: "Progress") -> Setup:
         arguments.id_weight,
         arguments.base_weight,
     )
-    encoders, instruments = _open_demo(methods, arguments.device)
     painter = Painter(load_pipeline(demo_folder(), device=arguments.device), arguments.steps, arguments.cfg)
+    encoders, instruments = _open_demo(methods, arguments.device)
+    painters = {name: HyperLoRAPainter(encoder, painter) for name, encoder in encoders.items()}
     people = drawn_people(
         arguments.people,
         max(1, *(method.photos for method in methods)),
@@ -179,11 +177,12 @@ def _drawn(arguments: Namespace, progress: "Progress") -> Setup:
         arguments.seed,
         lambda done, total: progress("drawing people", done, total),
     )
-    return Setup(people, methods, protocol, painter, encoders, instruments, {"seed": arguments.seed}, {})
+    return Setup(people, methods, protocol, painter, painters, instruments, {"seed": arguments.seed})
 
 
 def _photographed(arguments: Namespace) -> Setup:
     from ..evaluate.arc2face import ARC2FACE, PROMPT, Arc2Face
+    from ..evaluate.hyperlora import HyperLoRAPainter
     from ..evaluate.paint import Painter
     from ..evaluate.photo_people import given_methods, photographed_people, read_kinds, seeds_of
     from ..locate import DEFAULT
@@ -241,13 +240,12 @@ def _photographed(arguments: Namespace) -> Setup:
     painter = None
     if arguments.base:
         painter = Painter(load_pipeline(arguments.base, device=arguments.device), arguments.steps, arguments.cfg)
-    baselines = {}
-    if arguments.arc2face:
-        baselines[arguments.arc2face] = Arc2Face.load(
-            arguments.arc2face, arguments.sd15, instruments.faces.analyzer, arguments.device
-        )
+    painters = {name: HyperLoRAPainter(encoder, painter) for name, encoder in encoders.items()}
     settings = {"seeds": " ".join(map(str, seeds)), "prompts": prompts}
-    return Setup(people, methods, protocol, painter, encoders, instruments, settings, baselines)
+    if arguments.arc2face:
+        arc2face = Arc2Face.load(arguments.arc2face, arguments.sd15, instruments.faces.analyzer, arguments.device)
+        painters[arguments.arc2face], settings["Arc2Face"] = arc2face, arc2face.settings
+    return Setup(people, methods, protocol, painter, painters, instruments, settings)
 
 
 def _refuse_twice(painted: list[Method], others: set[str]) -> None:

@@ -26,6 +26,7 @@ from ..pipeline import quiet
 from ..weights_check import check_safetensors
 from .instruments import MeasuringNetwork
 from .paint import Job
+from .protocol import Method
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -41,7 +42,9 @@ BASE_REMEDY = "Give --sd15 the diffusers folder of Stable Diffusion 1.5"
 
 
 class Arc2Face:
-    """Paints people from one photo each, in the place of `Painter` and `PhotoEncoder`."""
+    """A `PersonPainter` for one photo of each person."""
+
+    follows_prompt = False
 
     def __init__(
         self, pipeline: "StableDiffusionPipeline", recognition: MeasuringNetwork, steps: int = STEPS, cfg: float = CFG
@@ -133,6 +136,13 @@ class Arc2Face:
                 f"{self.recognition.file} gives {len(face)} numbers for a face, Arc2Face reads {WIDTH}. {REMEDY}."
             )
         return face
+
+    def check(self, method: Method) -> None:
+        """It has no weights that a method could ask for."""
+
+    def job(self, method: Method, who: np.ndarray, prompt: str, seed: int) -> Job:
+        """A picture of the face `who`, whatever the prompt."""
+        return Job(prompt, seed, face=who)
 
     @torch.no_grad()
     def tokens(self, faces: np.ndarray) -> Tensor:

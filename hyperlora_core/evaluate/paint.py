@@ -1,7 +1,9 @@
-"""Many pictures in one batch of the UNet, each with a LoRA, a prompt and a noise of its own."""
+"""What paints: `Painter`, many pictures in one batch of the UNet, each with a LoRA, a prompt and a noise of its own; and
+what a method that knows people by their photos has in common with others, `PersonPainter`.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -11,6 +13,8 @@ from ..errors import HyperLoRAError
 from ..fingerprint import fingerprint
 from ..inject import Injection, LowRank
 from ..lora import pairs
+from ..photo import PhotoSource
+from .protocol import Method
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
@@ -25,6 +29,28 @@ class Job(NamedTuple):
     seed: int  # of its noise: the same noise in any batch and on every device
     lora: Mapping[str, Tensor] | None = None  # used at weight 1; all of one batch have the same layers and ranks
     face: np.ndarray | None = None  # the embedding [512] that Arc2Face paints
+
+
+class PersonPainter(Protocol):
+    """A way to people's pictures, whose rows a table compares with those of others."""
+
+    follows_prompt: bool  # else there is nothing to ask CLIP about the prompt
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """All that decides over a picture besides the photos, the method and the job."""
+
+    def check(self, method: Method) -> None:
+        """Raise HyperLoRAError where `method` needs what this lacks."""
+
+    def encode(self, photos: Sequence[PhotoSource]) -> Any:
+        """Who is in the photos, for `job`."""
+
+    def job(self, method: Method, who: Any, prompt: str, seed: int) -> Job:
+        """A picture of that person."""
+
+    def paint(self, jobs: Sequence[Job], progress: Callable[[int, int], None] | None = None) -> list[np.ndarray]:
+        """uint8 [h, w, 3] each."""
 
 
 class Painter:

@@ -1,7 +1,6 @@
 """The evaluation from people to scores: identities, pictures, readings."""
 
 import dataclasses
-import hashlib
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,15 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ..encode import PhotoEncoder
 from ..errors import HyperLoRAError
-from ..lora import merge_branches
 from ..photo import read_photo
-from ..prompt import with_trigger
-from .arc2face import Arc2Face
 from .instruments import Instruments, Readings
 from .measures import Known, PictureScore, score_pictures
-from .paint import BATCH, Job, Painter, fingerprint
+from .paint import BATCH, Job, Painter, PersonPainter
 from .people import Person
 from .protocol import NONE, SCENES, Method, Protocol
 from .store import PictureFolder, PictureStore, read_about, read_picture
@@ -28,7 +23,7 @@ TRUTH = "another true picture"  # the row of the people's renders: what a perfec
 CEILING = "true picture, autoencoded"  # these through the base model's autoencoder: what any painted picture can reach
 # texts in a painted picture: the photos that it is of, and the seconds that it took
 PHOTOS, PREPROCESSING, INFERENCE = "photos", "preprocessing", "inference"
-# of a Method, what doesn't decide over the pictures; the checkpoint is told by its fingerprint
+# of a Method, what doesn't decide over the pictures; the checkpoint is told by its painter's settings
 NOT_PAINTED = ("checkpoint", "pictures", "number")
 
 # told (stage, done, total); whatever it raises stops the work, and what was painted stays
@@ -66,37 +61,29 @@ class Evaluation:
         methods: Sequence[Method],
         protocol: Protocol,
         painter: Painter | None,
-        encoders: Mapping[str, PhotoEncoder],
+        person_painters: Mapping[str, PersonPainter],
         instruments: Instruments,
         out: Path,
         seed: int = 0,
         batch: int = BATCH,
         overwrite: bool = False,
-        baselines: Mapping[str, Arc2Face] | None = None,
     ):
-        """`encoders`: one for each of the methods' checkpoints. `painter`: None where all pictures are given. `seed`: the
-        one that the people were made with. `baselines`: what encodes and paints in place of both, by the methods'
-        checkpoints; it takes no prompt.
+        """`painter`: of the rows without a person, and of `CEILING`; None where there are none. `person_painters`: one for
+        each of the methods' checkpoints. `seed`: the one that the people were made with.
 
         Raises HyperLoRAError when a checkpoint lacks what a method needs, `out` holds pictures painted otherwise, or a
         folder of given pictures has none.
         """
         self.people, self.methods = list(people), {method.name: method for method in methods}
-        self.painter, self.encoders, self.instruments, self.batch = painter, encoders, instruments, batch
-        self.kinds, self.baselines = protocol.kinds, baselines or {}
+        self.painter, self.person_painters, self.instruments = painter, person_painters, instruments
+        self.kinds, self.batch = protocol.kinds, batch
         # where all get the same, a method that needs no photo paints each picture once for everybody
         self.shared = len({(tuple(sorted(person.prompts.items())), person.noise) for person in people}) == 1
         for method in methods:
-            if method.base_weight and not encoders[method.checkpoint].hyper.has_base:
-                raise HyperLoRAError(
-                    f'"{method.name}" needs a base branch, which {method.checkpoint} doesn\'t have: '
-                    'measure it as "ID only", or with --base-weight 0.'
-                )
-        checkpoints = {method.checkpoint for method in methods if method.photos} - self.baselines.keys()
-        marks = {name: _encoder_marks(encoders[name]) for name in checkpoints}
-        marks |= {name: baseline.settings for name, baseline in self.baselines.items()}
+            if method.photos:
+                person_painters[method.checkpoint].check(method)
+        settings = {name: of.settings for name, of in person_painters.items()}
         common = {"seed": seed, "chances": dict(protocol.chances)}
-        painted = painter.settings if painter else {}
         self.stores = {
             method.name: PictureFolder(method.pictures, method.number)
             if method.pictures
@@ -104,8 +91,7 @@ class Evaluation:
                 out / "pictures" / re.sub(r"[^\w.-]+", "_", method.name),
                 {
                     **{key: value for key, value in dataclasses.asdict(method).items() if key not in NOT_PAINTED},
-                    **({} if self._baseline(method) else painted),
-                    **(marks[method.checkpoint] if method.photos else {}),
+                    **(settings[method.checkpoint] if method.photos else painter.settings),
                     **common,
                     "texts": protocol.prompts[method.prompts],
                 },
@@ -137,8 +123,8 @@ class Evaluation:
             done += len(self.people) * self._count(prompts[row])
             none = read if row == NONE else none
             base = none if prompts[row] == SCENES else None
-            followed = None if row in self.methods and self._baseline(self.methods[row]) else texts
-            scores[row] = score_pictures(self.people, prompts[row], read, known, base, followed)
+            asked = texts if self._follows_prompt(row) else None
+            scores[row] = score_pictures(self.people, prompts[row], read, known, base, asked)
         speeds = {name: _speeds(paths[name]) for name, method in self.methods.items() if not method.pictures}
         return Results(
             self.people,
@@ -151,6 +137,11 @@ class Evaluation:
             self.kinds,
             self.instruments.notes,
         )
+
+    def _follows_prompt(self, row: str) -> bool:
+        method = self.methods.get(row)
+        by_photo = method is not None and method.photos
+        return not by_photo or self.person_painters[method.checkpoint].follows_prompt
 
     def _true_pictures(self) -> dict[str, list[np.ndarray]]:
         renders = [picture for person in self.people for picture in person.renders]
@@ -234,16 +225,17 @@ class Evaluation:
             method, store = self.methods[name], self.stores[name]
             for start in range(0, len(missing), self.batch):
                 part = missing[start : start + self.batch]
-                owned = {i: _timed(self._owned, method, identities, i) for i, _ in part}
-                jobs = [self._job(method, self.people[i], picture, owned[i][0]) for i, picture in part]
+                timed = [_timed(self._job, method, identities, *place) for place in part]
+                jobs = [job for job, _ in timed]
                 step = _part(tell, "painting", done, len(part), total)
-                pictures, seconds = _timed((self._baseline(method) or self.painter).paint, jobs, step)
-                for (i, picture), job, pixels in zip(part, jobs, pictures, strict=True):
+                painter = self.person_painters[method.checkpoint] if method.photos else self.painter
+                pictures, seconds = _timed(painter.paint, jobs, step)
+                for (i, picture), (job, making), pixels in zip(part, timed, pictures, strict=True):
                     person, about = self.people[i], {"method": name, "prompt": job.prompt, "seed": str(job.seed)}
                     about[INFERENCE] = f"{seconds / len(part):.6f}"
                     if method.photos:
                         encoding = identities[method.checkpoint, method.photos, i][1]
-                        about |= {PHOTOS: person.digest, PREPROCESSING: f"{encoding + owned[i][1]:.6f}"}
+                        about |= {PHOTOS: person.digest, PREPROCESSING: f"{encoding + making:.6f}"}
                     owner = person.name if method.photos or not self.shared else ""
                     store.save(owner, person.tags[picture], pixels, about)
                 done += len(part)
@@ -260,9 +252,7 @@ class Evaluation:
     def _encode(
         self, todo: Mapping[str, list[tuple[int, int]]], tell: Progress
     ) -> dict[tuple[str, int, int], tuple[Any, float]]:
-        """(checkpoint, photos, person) -> `Identity`, or what a baseline encodes, and the seconds it took, for the pictures
-        to be painted.
-        """
+        """(checkpoint, photos, person) -> who it is and the seconds it took, for the pictures to be painted."""
         wanted = sorted(
             {
                 (method.checkpoint, method.photos, i)
@@ -274,31 +264,18 @@ class Evaluation:
         identities = {}
         for number, key in enumerate(wanted, start=1):
             checkpoint, photos, i = key
-            baseline = self.baselines.get(checkpoint)
-            encoded, seconds = _timed((baseline or self.encoders[checkpoint]).encode, self.people[i].photos[:photos])
-            identities[key] = encoded if baseline else encoded.identity, seconds
+            identities[key] = _timed(self.person_painters[checkpoint].encode, self.people[i].photos[:photos])
             tell("encoding", number, len(wanted))
         return identities
 
-    def _owned(
-        self, method: Method, identities: Mapping[tuple[str, int, int], tuple[Any, float]], i: int
-    ) -> dict[str, Any]:
-        """What makes a job one of this person: fields of a `Job`, such as the LoRA, to be used at weight 1."""
+    def _job(
+        self, method: Method, identities: Mapping[tuple[str, int, int], tuple[Any, float]], i: int, picture: int
+    ) -> Job:
+        prompt, noise = self.people[i].prompts[method.prompts][picture], self.people[i].noise[picture]
         if not method.photos:
-            return {}
-        identity, _ = identities[method.checkpoint, method.photos, i]
-        if self._baseline(method):
-            return {"face": identity}
-        hyper = self.encoders[method.checkpoint].hyper
-        base = hyper.lora(identity.base_coefficients, "base") if method.base_weight else None
-        return {"lora": merge_branches(hyper.lora(identity.coefficients), base, method.id_weight, method.base_weight)}
-
-    def _baseline(self, method: Method) -> Arc2Face | None:
-        return self.baselines.get(method.checkpoint) if method.photos else None
-
-    def _job(self, method: Method, person: Person, picture: int, owned: dict[str, Any]) -> Job:
-        prompt = person.prompts[method.prompts][picture]
-        return Job(with_trigger(prompt) if method.trigger else prompt, person.noise[picture], **owned)
+            return Job(prompt, noise)
+        who, _ = identities[method.checkpoint, method.photos, i]
+        return self.person_painters[method.checkpoint].job(method, who, prompt, noise)
 
 
 def _part(tell: Progress, stage: str, done: int, size: int, total: int) -> Callable[[int, int], None]:
@@ -320,16 +297,3 @@ def _speeds(paths: Iterable[Iterable[Path]]) -> np.ndarray:
     texts = [read_about(path) for path in dict.fromkeys(path for of_person in paths for path in of_person)]
     known = [(float(said.get(PREPROCESSING, 0)), float(said[INFERENCE])) for said in texts if INFERENCE in said]
     return np.array(known).reshape(-1, 2)
-
-
-def _encoder_marks(encoder: PhotoEncoder) -> dict[str, Any]:
-    """What tells the HyperLoRA and the networks that it reads from others."""
-    files = sorted(Path(model.model_file) for model in encoder.faces.app.models.values())
-    faces = hashlib.sha256()
-    for file in files:
-        faces.update(file.read_bytes())
-    return {
-        "hyperlora": encoder.hyper.fingerprint,
-        "face pack": faces.hexdigest()[:16],
-        "clip": None if encoder.vision is None else fingerprint(encoder.vision.tower),
-    }
