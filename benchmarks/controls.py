@@ -1,8 +1,8 @@
 """What the controls of the graph do to similarity and composition, measured on the demo models in a real ComfyUI.
 
-    python benchmarks/controls.py regions            people side by side, with and without masks
-    python benchmarks/controls.py schedule           start and end, merged and bypassed
-    python benchmarks/controls.py blocks             block weights and their presets
+    python -m benchmarks.controls regions            people side by side, with and without masks
+    python -m benchmarks.controls schedule           start and end, merged and bypassed
+    python -m benchmarks.controls blocks             block weights and their presets
 
 Each prints a table, writes it and the pictures to --out, and ends with 1 where a figure misses its threshold. ComfyUI is
 found as the tests find it (COMFYUI_PATH, or comfy-cli's).
@@ -11,28 +11,20 @@ found as the tests find it (COMFYUI_PATH, or comfy-cli's).
 import argparse
 import json
 import sys
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path += [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "host")]
+from hyperlora_core.block_weights import PRESETS
+from hyperlora_core.evaluate.instruments import MeasuringNetwork
+from hyperlora_core.evaluate.people import Person, drawn_people
+from hyperlora_core.evaluate.protocol import load_protocol
+from hyperlora_core.locate import DEMO, demo_folder, open_encoder
 
-from comfyui import ComfyUI  # noqa: E402
-from crowds import SIDE, column, crowd  # noqa: E402
-from find import find_hosts  # noqa: E402
-from graphs import demo  # noqa: E402
-
-from hyperlora_core.block_weights import PRESETS  # noqa: E402
-from hyperlora_core.evaluate.instruments import MeasuringNetwork  # noqa: E402
-from hyperlora_core.evaluate.people import Person, drawn_people  # noqa: E402
-from hyperlora_core.evaluate.protocol import load_protocol  # noqa: E402
-from hyperlora_core.locate import DEMO, demo_folder, open_encoder  # noqa: E402
+from .server import SIDE, ComfyUI, column, crowd, demo, own_server
 
 OWN_LEAST = 0.8  # of the pictures, in which everybody resembles the own photo most
 LAYOUT_GRID = 16  # cells per side: what is where and in which colour, not what it looks like in detail
@@ -54,20 +46,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--start", type=float, default=0.0, help="regions: start of each person (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of people and noise (default: %(default)s)")
     return parser.parse_args()
-
-
-@contextmanager
-def running(host: Path | None) -> Iterator[ComfyUI]:
-    """A server with a base directory of its own."""
-    hosts = [host] if host else find_hosts()
-    if not hosts:
-        raise SystemExit("No ComfyUI was found: set COMFYUI_PATH, or give --host.")
-    with tempfile.TemporaryDirectory() as base:
-        server = ComfyUI(hosts[0], Path(base))
-        try:
-            yield server
-        finally:
-            server.stop()
 
 
 class Crowd:
@@ -210,7 +188,7 @@ def save(path: Path, rows: Sequence[np.ndarray]) -> None:
 
 def main() -> int:
     options = parse()
-    with running(options.host) as server:
+    with own_server(options.host) as server:
         figures, passed = {"regions": regions, "schedule": schedule, "blocks": blocks}[options.what](server, options)
     columns = list(next(iter(figures.values())))
     lines = [f"| {options.what} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]

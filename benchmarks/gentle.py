@@ -1,6 +1,6 @@
 """What compression and kept norms do to the similarity and to the rest of the picture, on held-out people of the demo.
 
-    python benchmarks/gentle.py --people 8 --pictures 2
+    python -m benchmarks.gentle --people 8 --pictures 2
 
 Each way paints the same prompts from the same noise. Similarity: cosine to another photo of the person, by a recognition
 network that steers nothing. Rest: mean difference (0 to 255) to the picture without LoRA, outside the face. The exit status
@@ -12,14 +12,11 @@ import argparse
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from tqdm import tqdm
-
-sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from hyperlora_core import merge_branches, open_encoder
 from hyperlora_core.compress import compress

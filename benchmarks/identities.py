@@ -1,8 +1,8 @@
 """Sliders, blends and a wrong photo among five, measured in pictures of people whom no network has seen.
 
-    python benchmarks/identities.py slider      one attribute after the other, by two photos that differ in it
-    python benchmarks/identities.py blend       from one person to another
-    python benchmarks/identities.py wrong       one wrong person among five photos, weighted equally and by agreement
+    python -m benchmarks.identities slider      one attribute after the other, by two photos that differ in it
+    python -m benchmarks.identities blend       from one person to another
+    python -m benchmarks.identities wrong       one wrong person among five photos, weighted equally and by agreement
 
 Writes a table and a sheet of pictures into --out; the exit status is 1 when a claim doesn't hold. With the defaults a few
 hundred pictures of 128 x 128 are painted, some minutes on two CPU cores; --people 4 --steps 8 gives a first look.

@@ -11,24 +11,22 @@ generations to tell, 2 for bad input, 130 after Ctrl-C.
 import argparse
 import json
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 from hyperlora_core import HyperLoRAError
 from hyperlora_core.cli.progress import following
-from hyperlora_core.demo.portraits import HELD_OUT, Identity, Scene, render
+from hyperlora_core.demo.portraits import HELD_OUT
 from hyperlora_core.files import written_aside
 from hyperlora_core.packages import require
 
+from .server import own_server, photo_of
 from .speed.machine import ROOT, describe_machine
 from .speed.memory import Memory, memory_of
 from .speed.report import figure
@@ -110,12 +108,6 @@ def soak(server, generations: int, people: int, progress: Callable[..., None]) -
     return samples
 
 
-def photo_of(number: int) -> Image.Image:
-    """Of a drawn person whom no network saw."""
-    scene = Scene.random(np.random.default_rng(0), sketch=0, hat=0, glasses=0)
-    return Image.fromarray(render(Identity.from_seed(HELD_OUT[number]), scene, size=256).image)
-
-
 def table(samples: Sequence[Sample]) -> str:
     """Markdown, a row for each tenth."""
     lines = ["| generations | seconds each | RSS | PSS | own |", "|---|---|---|---|---|"]
@@ -148,20 +140,6 @@ def draw(samples: Sequence[Sample], verdict: Verdict, path: Path) -> None:
     axes.grid(alpha=0.3)
     with written_aside(path) as aside:
         chart.savefig(aside, format="png", dpi=110)
-
-
-@contextmanager
-def own_server(host: Path):
-    """A ComfyUI with this pack, its files in a folder that goes afterwards."""
-    sys.path.append(str(ROOT / "tests" / "host"))
-    from comfyui import ComfyUI
-
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        server = ComfyUI(host.resolve(), Path(folder))
-        try:
-            yield server
-        finally:
-            server.stop()
 
 
 def run(options: argparse.Namespace) -> Verdict:

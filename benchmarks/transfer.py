@@ -1,6 +1,6 @@
 """What a person's LoRA is worth on another base, moved and unmoved, on held-out people of the demo.
 
-    python benchmarks/transfer.py --tuned outputs/train/another_style --people 8 --pictures 2
+    python -m benchmarks.transfer --tuned outputs/train/another_style --people 8 --pictures 2
 
 Targets: the demo's model itself, as a check; a fine-tuned one (--tuned, a diffusers folder; left out without it); and a
 pruned one, made here by taking out three of the eleven stacks of transformer blocks, numbering the rest anew, and training it for
@@ -17,10 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from gentle import merged
 from tqdm import tqdm, trange
-
-sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from hyperlora_core import merge_branches, open_encoder
 from hyperlora_core.base_layers import TensorLayers
@@ -32,6 +29,8 @@ from hyperlora_core.lora import LoRA, attention_path, pairs
 from hyperlora_core.pipeline import load_pipeline, render
 from hyperlora_core.prompt import with_trigger
 from hyperlora_core.transfer import DIRECTIONS, Bridge, transfer
+
+from .gentle import merged
 
 ID_WEIGHT, BASE_WEIGHT = 0.8, 0.4
 SAME, TUNED, PRUNED = "the same", "fine-tuned", "pruned"
