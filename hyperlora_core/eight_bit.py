@@ -57,7 +57,7 @@ def layer_errors(lora: LoRA, exact: LoRA) -> dict[str, float]:
     return errors
 
 
-def compare(small: HyperLoRA, exact: HyperLoRA, seed: int = 0) -> dict[str, float]:
+def checkpoint_errors(small: HyperLoRA, exact: HyperLoRA, seed: int = 0) -> dict[str, float]:
     """`layer_errors` of both branches, as `id: key` and `base: key`, for a person of random coefficients."""
     generator, errors = torch.Generator().manual_seed(seed), {}
     for branch in BRANCHES[: 1 + exact.has_base]:

@@ -21,7 +21,7 @@ from hyperlora_core.cli import main
 from hyperlora_core.demo.hyperlora import DEMO, random_hyperlora, unet_modules
 from hyperlora_core.demo.sdxl import DEMO as DEMO_SDXL
 from hyperlora_core.demo.sdxl import unet_config
-from hyperlora_core.eight_bit import compare, quantize, quantize_basis
+from hyperlora_core.eight_bit import checkpoint_errors, quantize, quantize_basis
 from hyperlora_core.locate import DEMO_HYPER, demo_folder
 
 BASIS = "hyper_lora_modules"
@@ -44,7 +44,7 @@ def test_each_number_is_off_by_half_a_step_at_most():
 def test_error_of_the_demo_is_bounded():
     folder = demo_folder() / DEMO_HYPER
     exact = load_hyperlora(folder)
-    errors = compare(load_hyperlora(folder, eight_bit=True), exact)
+    errors = checkpoint_errors(load_hyperlora(folder, eight_bit=True), exact)
     assert {key.partition(":")[0] for key in errors} == {"id", "base"}
     assert len(errors) == 2 * 4 * len(exact.module_names)
     assert 1e-4 < mean(errors.values()) < 0.01
@@ -59,7 +59,7 @@ def test_error_of_a_random_checkpoint_is_bounded(bases, bound):
     parts = random_hyperlora(modules, replace(DEMO, bases=bases))
     exact = assemble(list(modules), parts)
     small = assemble(list(modules), parts | {BASIS: quantize_basis(parts[BASIS])})
-    errors = compare(small, exact)
+    errors = checkpoint_errors(small, exact)
     assert 1e-4 < mean(errors.values()) < bound
     assert max(errors.values()) < 1.2 * bound
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from hyperlora_core import Identity, VisionEncoder, load_hyperlora
-from hyperlora_core.eight_bit import compare
+from hyperlora_core.eight_bit import checkpoint_errors
 from hyperlora_core.hyperlora import HyperLoRA
 from hyperlora_core.vision import clip_pixels
 
@@ -98,7 +98,7 @@ def _eight_bit(bench: Bench, hyper: HyperLoRA, coefficients: torch.Tensor, preci
     small = load_hyperlora(bench.checkpoint, bench.device, PRECISIONS[precision], eight_bit=True)
     work = mixing_work(small, precision)
     bench.time(GROUP, f"mixing the basis in 8 bits, {precision}", lambda: small.lora(coefficients), work)
-    errors = [100 * error for error in compare(small, hyper).values()]
+    errors = [100 * error for error in checkpoint_errors(small, hyper).values()]
     bench.add(GROUP, f"a layer's change, off in 8 bits, {precision}", errors, "%", note="median of the layers")
 
 

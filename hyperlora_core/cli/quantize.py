@@ -6,7 +6,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..checkpoint import find_parts, load_hyperlora, write_eight_bit
-from ..eight_bit import compare
+from ..eight_bit import checkpoint_errors
 from ..locate import DEFAULT, find_checkpoint
 from .progress import following
 
@@ -27,7 +27,7 @@ def run(arguments: Namespace) -> int:
     path = find_checkpoint(arguments.checkpoint, arguments.models_folder)
     with tqdm(desc="basis", unit="tensor", disable=None) as bar:
         write_eight_bit(path, arguments.output, following(bar))
-    errors = compare(load_hyperlora(arguments.output), load_hyperlora(path))
+    errors = checkpoint_errors(load_hyperlora(arguments.output), load_hyperlora(path))
     worst = max(errors, key=errors.__getitem__)
     mean = sum(errors.values()) / len(errors)
     print(f"Checkpoint: {arguments.output}, {_size(arguments.output):.2f} GB instead of {_size(path):.2f} GB")
