@@ -5,10 +5,11 @@
     python -m benchmarks --comfyui ComfyUI                  also in a real ComfyUI
 
 The table goes to stdout; report.json and report.png into --out. Exit status: 0, 1 where a budget is missed (published
-shape), 2 for bad input, 130 after Ctrl-C.
+shape) or a group failed, 2 for bad input, 130 after Ctrl-C.
 """
 
 import argparse
+import gc
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -110,9 +111,14 @@ def run(options: argparse.Namespace) -> Bench:
             ceilings=measure_ceilings(device),
             starting=starting,
         )
-        for name in options.only or GROUPS:
-            GROUPS[name].measure(bench)
-            bar.update()
+        try:
+            for name in options.only or GROUPS:
+                GROUPS[name].measure(bench)
+                gc.collect()  # models hold themselves; the next group needs the room
+                bar.update()
+        except HyperLoRAError as error:  # what was measured before is worth its minutes
+            print(f"{name}: {error}", file=sys.stderr)
+            bench.failed.append(name)
     report.write_json(bench, machine, options.out / "report.json")
     title = f"{machine['processor']}, {machine['device']}, {'published' if options.published else 'demo'} shape, {machine['date']}"
     report.draw(bench, title, options.out / "report.png")
@@ -145,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nStopped; nothing was written.", file=sys.stderr)
         return 130
-    return 1 if any(row.kept is False for row in bench.rows) else 0
+    return 1 if bench.failed or any(row.kept is False for row in bench.rows) else 0
 
 
 if __name__ == "__main__":

@@ -2,10 +2,13 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+from hyperlora_core import HyperLoRAError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -16,11 +19,17 @@ def in_child(name: str, **arguments) -> dict:
 
 
 def answer(command: list[str], folder: Path, path: Path | None = None) -> dict:
-    """The JSON in the last line that a command prints. `path`: the only folder for PYTHONPATH."""
+    """The JSON in the last line that a command prints. `path`: the only folder for PYTHONPATH.
+
+    Raises HyperLoRAError when it fails.
+    """
     environment = os.environ | ({} if path is None else {"PYTHONPATH": str(path)})
     run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     if run.returncode:
-        raise RuntimeError(f"{' '.join(command[:4])} ended with {run.returncode}:\n{run.stderr[-3000:]}")
+        said = run.stderr.strip()[-3000:]
+        if run.returncode == -getattr(signal, "SIGKILL", 0):  # what a system short of memory does
+            said = f"the system ended it, most likely for want of memory: close other programs. {said}"
+        raise HyperLoRAError(f"{' '.join(command[:4])} failed ({run.returncode}): {said}")
     return json.loads(run.stdout.splitlines()[-1])
 
 
