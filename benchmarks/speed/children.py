@@ -24,6 +24,9 @@ def answer(command: list[str], folder: Path, path: Path | None = None) -> dict:
     Raises HyperLoRAError when it fails.
     """
     environment = os.environ | ({} if path is None else {"PYTHONPATH": str(path)})
+    environment.pop(
+        "PYTHONDONTWRITEBYTECODE", None
+    )  # importing finds modules compiled, as at every start but the first
     run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     if run.returncode:
         said = run.stderr.strip()[-3000:]

@@ -103,17 +103,23 @@ def _eight_bit(bench: Bench, hyper: HyperLoRA, coefficients: torch.Tensor, preci
 
 
 def _one_pass(bench: Bench, hyper: HyperLoRA, precision: str) -> None:
-    """What the machine itself needs for bringing the basis through memory once, tensor by tensor, as it lies there."""
+    """What the machine itself needs for bringing the basis through memory once, tensor by tensor, as it lies there; and for
+    nothing but bringing it to the precision in which it is mixed.
+    """
     basis = [tensor.data for name, tensor in hyper.basis.named_parameters() if "/id_" in name]
-    scratch = torch.empty(max(tensor.numel() for tensor in basis), dtype=basis[0].dtype, device=bench.device)
-
-    def copy_all() -> None:
-        for tensor in basis:
-            scratch[: tensor.numel()].copy_(tensor.flatten())
-
-    work = Work(moved=bytes_of(basis))
+    largest = max(tensor.numel() for tensor in basis)
     note = "to compare: each tensor copied to one place, which the cache may hold"
-    bench.time(GROUP, f"one pass over the basis, {precision}", copy_all, work, note=note)
+    for name, dtype in (
+        ("one pass over the basis", basis[0].dtype),
+        ("the same, converting it", PRECISIONS[precision]),
+    ):
+        scratch = torch.empty(largest, dtype=dtype, device=bench.device)
+
+        def copy_all(scratch: torch.Tensor = scratch) -> None:
+            for tensor in basis:
+                scratch[: tensor.numel()].copy_(tensor.flatten())
+
+        bench.time(GROUP, f"{name}, {precision}", copy_all, Work(moved=bytes_of(basis)), note=note)
 
 
 def _peak_on_gpu(bench: Bench, hyper: HyperLoRA, coefficients: torch.Tensor, precision: str) -> None:
