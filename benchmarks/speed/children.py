@@ -8,8 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-from hyperlora_core import HyperLoRAError
-
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -29,6 +27,8 @@ def answer(command: list[str], folder: Path, path: Path | None = None) -> dict:
     )  # importing finds modules compiled, as at every start but the first
     run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     if run.returncode:
+        from hyperlora_core import HyperLoRAError  # not above: a child measures this import
+
         said = run.stderr.strip()[-3000:]
         if run.returncode == -getattr(signal, "SIGKILL", 0):  # what a system short of memory does
             said = f"the system ended it, most likely for want of memory: close other programs. {said}"
