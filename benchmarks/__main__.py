@@ -111,14 +111,17 @@ def run(options: argparse.Namespace) -> Bench:
             ceilings=measure_ceilings(device),
             starting=starting,
         )
-        try:
-            for name in options.only or GROUPS:
+        for name in options.only or GROUPS:
+            try:
                 GROUPS[name].measure(bench)
-                gc.collect()  # models hold themselves; the next group needs the room
-                bar.update()
-        except HyperLoRAError as error:  # what was measured before is worth its minutes
-            print(f"{name}: {error}", file=sys.stderr)
-            bench.failed.append(name)
+            except HyperLoRAError as error:
+                bench.failed[name] = str(error)
+            gc.collect()  # models hold themselves; the next group needs the room
+            bar.update()
+    for name, reason in bench.failed.items():
+        print(f"benchmarks: {name} failed: {reason}", file=sys.stderr)
+    if not bench.rows:
+        raise HyperLoRAError("Nothing could be measured.")
     report.write_json(bench, machine, options.out / "report.json")
     title = f"{machine['processor']}, {machine['device']}, {'published' if options.published else 'demo'} shape, {machine['date']}"
     report.draw(bench, title, options.out / "report.png")

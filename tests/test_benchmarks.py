@@ -1,6 +1,7 @@
 """`python -m benchmarks` at the demo's size: every row is there, positive, and its floor is what the ceilings give."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -178,11 +179,22 @@ def test_budgets():
 
 
 def test_a_missed_budget_is_the_exit_status(monkeypatch):
-    class Missed:
-        rows = [type("Row", (), {"kept": False})]
+    for kept, failed, status in ((False, {}, 1), (True, {"apply": "No."}, 1), (True, {}, 0)):
+        bench = SimpleNamespace(rows=[SimpleNamespace(kept=kept)], failed=failed)
+        monkeypatch.setattr(command, "run", lambda _options, bench=bench: bench)
+        assert command.main([]) == status
 
-    monkeypatch.setattr(command, "run", lambda _options: Missed)
-    assert command.main([]) == 1
+
+def test_a_group_that_fails_leaves_the_others_figures(monkeypatch, tmp_path, capsys):
+    def fail(_bench):
+        raise HyperLoRAError("No room.")
+
+    monkeypatch.setattr(command, "measure_ceilings", lambda _device: Ceilings(1e9, 1e9))
+    monkeypatch.setattr(command.apply, "measure", fail)
+    monkeypatch.setattr(command.load, "measure", lambda bench: bench.add("load", "checkpoint", 0.5))
+    assert command.main(["--only", "apply", "load", "--device", "cpu", "--out", str(tmp_path)]) == 1
+    said = capsys.readouterr()
+    assert "apply failed: No room." in said.err and "checkpoint" in said.out and (tmp_path / "report.json").exists()
 
 
 @pytest.mark.parametrize(("raised", "status"), [(KeyboardInterrupt(), 130), (HyperLoRAError("No."), 2)])

@@ -74,7 +74,7 @@ class Bench:
     ceilings: Ceilings
     seed: int = 0
     rows: list[Row] = field(default_factory=list)
-    failed: list[str] = field(default_factory=list)  # groups that ended with an error
+    failed: dict[str, str] = field(default_factory=dict)  # groups that ended with an error
     starting: Callable[[str], None] = lambda _what: None  # called before each measurement; may raise to stop
 
     @property
