@@ -22,9 +22,8 @@ def answer(command: list[str], folder: Path, path: Path | None = None) -> dict:
     Raises HyperLoRAError when it fails.
     """
     environment = os.environ | ({} if path is None else {"PYTHONPATH": str(path)})
-    environment.pop(
-        "PYTHONDONTWRITEBYTECODE", None
-    )  # importing finds modules compiled, as at every start but the first
+    # importing finds modules compiled, as at every start but the first
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     if run.returncode:
         from hyperlora_core import HyperLoRAError  # not above: a child measures this import

@@ -82,7 +82,8 @@ class Evaluation:
         for method in methods:
             if method.photos:
                 person_painters[method.checkpoint].check(method)
-        settings = {name: of.settings for name, of in person_painters.items()}
+        used = {method.checkpoint for method in methods if method.photos}
+        settings = {name: person_painters[name].settings for name in used}
         common = {"seed": seed, "chances": dict(protocol.chances)}
         self.stores = {
             method.name: PictureFolder(method.pictures, method.number)
