@@ -1,13 +1,13 @@
 """What a person's LoRA is worth on another base, moved and unmoved, on held-out people of the demo.
 
-    python -m benchmarks.transfer --tuned outputs/train/another_style --people 8 --pictures 2
+    python -m benchmarks.transfer --tuned outputs/train/style --people 8 --pictures 2
 
-Targets: the demo's model itself, as a check; a fine-tuned one (--tuned, a diffusers folder; left out without it); and a
-pruned one, made here by taking out three of the eleven stacks of transformer blocks, numbering the rest anew, and training it for
---distil steps to answer as the demo's does. Each way paints the same prompts from the same noise. Unmoved: by the layers'
-names, what has none left out, as most tools do. Similarity: cosine to another photo of the person, by a recognition network
-that steers nothing. The exit status is 1 if the LoRA moved as the node does it by default is less like the person on a
-target than the unmoved one.
+Targets: the demo's model itself, as a check; a fine-tuned one (--tuned, the folder of `hyperlora train demo-style`;
+left out without it); and a pruned one, made here by taking out three of the eleven stacks of transformer blocks,
+numbering the rest anew, and training it for --distil steps to answer as the demo's does. Each way paints the same
+prompts from the same noise. Unmoved: by the layers' names, what has none left out, as most tools do. Similarity: cosine
+to another photo of the person, by a recognition network that steers nothing. The exit status is 1 if the LoRA moved as
+the node does it by default is less like the person on a target than the unmoved one.
 """
 
 import argparse
@@ -28,6 +28,7 @@ from hyperlora_core.locate import demo_folder
 from hyperlora_core.lora import LoRA, attention_path, pairs
 from hyperlora_core.pipeline import load_pipeline, render
 from hyperlora_core.prompt import with_trigger
+from hyperlora_core.train import demo_unet
 from hyperlora_core.transfer import DIRECTIONS, Bridge, transfer
 
 from .gentle import merged
@@ -98,7 +99,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--people", type=int, default=8, help="held-out people (default: %(default)s)")
     parser.add_argument("--pictures", type=int, default=2, help="of each person, at most 4 (default: %(default)s)")
-    parser.add_argument("--tuned", type=Path, metavar="FOLDER", help="a fine-tuned demo model (default: none)")
+    parser.add_argument("--tuned", type=Path, metavar="FOLDER", help="of `hyperlora train demo-style` (default: none)")
     parser.add_argument(
         "--distil", type=int, default=1000, metavar="N", help="steps of teaching (default: %(default)s)"
     )
@@ -117,7 +118,7 @@ def main() -> int:
     source = pipeline.unet
     unets = {SAME: source}
     if arguments.tuned is not None:
-        unets[TUNED] = load_pipeline(arguments.tuned).unet
+        unets[TUNED] = demo_unet.trained(arguments.tuned).unet
     unets[PRUNED] = prune(source)
     taught = drawn_people(arguments.teaching_people, 1, prompts, protocol.chances, TEACHING_SEED)
     distil(pipeline, unets[PRUNED], taught, arguments.distil)

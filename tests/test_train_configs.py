@@ -27,6 +27,7 @@ KINDS = {
     "demo-vae": demo_vae.Config,
     "demo-clip": demo_clip.Config,
     "demo-unet": demo_unet.Config,
+    "demo-style": demo_unet.Config,
     **dict.fromkeys(HYPERLORA, stage.Config),
     "finetune": finetune.Config,
 }
@@ -35,10 +36,11 @@ DOCS = ROOT / "docs" / "training.md"
 
 DEMO_KEYS = ["loop.seed", "loop.steps", "loop.batch", "loop.rate", "loop.warmup", "loop.cooldown", "loop.weight_decay",
              "loop.ema_decay", "loop.precision"]  # fmt: skip
-UNET_KEYS = ["unet.caption_dropout", "unet.face_weight", "unet.weights", "unet.steps_drawn"]
+UNET_KEYS = ["unet.start", "unet.style", "unet.caption_dropout", "unet.told", "unet.told_from", "unet.face_weight",
+             "unet.weights", "unet.steps_drawn"]  # fmt: skip
 STAGE_KEYS = ["stage.start", "stage.trains", "stage.conditions", "stage.scenarios", "loop.steps", "loop.batch",
               "loop.accumulation", "loop.rate", "loop.warmup", "loop.cooldown", "loop.ema_decay", "loop.precision",
-              "stage.other_photo", "stage.caption_dropout", "stage.bases_pace", "stage.face_weight", "stage.weights",
+              "stage.teacher", "stage.other_photo", "stage.caption_dropout", "stage.bases_pace", "stage.face_weight", "stage.weights",
               "stage.steps_drawn", "stage.checkpointing", "stage.cache"]  # fmt: skip
 SIZE_KEYS = [f"hyperlora.{field.name}" for field in dataclasses.fields(HyperLoRASize)]
 TUNE_KEYS = ["loop.steps", "loop.batch", "loop.rate", "loop.warmup", "loop.cooldown", "loop.weight_decay",
@@ -56,7 +58,7 @@ def told(value: Any) -> str:
         return "on" if value else "off"
     if isinstance(value, list):
         return ", ".join(map(told, value)) or "none"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,}" if isinstance(value, int) else str(value) or "none"
 
 
 def cell(profiles: list[str], name: str, key: str) -> str:
@@ -110,14 +112,14 @@ def test_sdxl_has_the_papers_numbers():
             "plain",
             0.0,
         )
-        assert not values["stage.steps_drawn"] and values["stage.bases_pace"] == 1
+        assert not values["stage.steps_drawn"] and values["stage.bases_pace"] == 1 and values["stage.teacher"] == 0
 
 
 @pytest.mark.parametrize(
     "row",
     [
-        *rows(["gpu", "cpu"], ["demo-vae", "demo-clip", "demo-unet"], DEMO_KEYS),
-        *rows(["gpu", "cpu"], ["demo-unet"], UNET_KEYS),
+        *rows(["gpu", "cpu"], ["demo-vae", "demo-clip", "demo-unet", "demo-style"], DEMO_KEYS),
+        *rows(["gpu", "cpu"], ["demo-unet", "demo-style"], UNET_KEYS),
         *rows(["gpu", "cpu", "sdxl"], list(HYPERLORA), STAGE_KEYS),
         *rows(["gpu", "cpu", "sdxl"], ["id-embedding"], SIZE_KEYS),
         *rows(["gpu", "cpu", "sdxl"], ["finetune"], TUNE_KEYS),

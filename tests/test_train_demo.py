@@ -13,7 +13,7 @@ from torch import nn
 from hyperlora_core import HyperLoRAError
 from hyperlora_core.demo.portraits import HELD_OUT, Identity
 from hyperlora_core.prompt import TRIGGER
-from hyperlora_core.train import captions, config, data, demo_vae, loop
+from hyperlora_core.train import captions, config, data, demo_unet, demo_vae, loop
 from hyperlora_core.train.sources import Sources
 from hyperlora_core.vision import clip_pixels
 
@@ -287,6 +287,7 @@ MINIATURE = {
     "demo-vae": [("batch = 32", "batch = 2"), ("crops = [32, 64, 128]", "crops = [32, 64]")],
     "demo-clip": [("batch = 128", "batch = 4")],
     "demo-unet": [("batch = 24", "batch = 4"), ("sheet_steps = 20", "sheet_steps = 2")],
+    "demo-style": [("batch = 24", "batch = 4"), ("sheet_steps = 20", "sheet_steps = 2")],
 }
 
 
@@ -294,7 +295,6 @@ def test_stages_train_resume_and_export_a_model_that_paints(tmp_path, capsys):
     from hyperlora_core import VisionEncoder
     from hyperlora_core.cli import main
     from hyperlora_core.pipeline import load_pipeline, render
-    from hyperlora_core.train import demo_unet
 
     drawn = tmp_path / "train"
     data.draw_data(drawn / "data", dataclasses.replace(DATA, people=2))
@@ -305,11 +305,12 @@ def test_stages_train_resume_and_export_a_model_that_paints(tmp_path, capsys):
         for old, new in changes:
             assert old in text
             text = text.replace(old, new)
-        (tmp_path / "c.toml").write_text(text)
-        asked = ["train", stage, *common, "--config", str(tmp_path / "c.toml")]
+        (tmp_path / f"{stage}.toml").write_text(text)
+        asked = ["train", stage, *common, "--config", str(tmp_path / f"{stage}.toml")]
         assert main([*asked, "--steps", "1"]) == 0
         assert main([*asked, "--steps", "2", "--resume"]) == 0
-        assert main(["train", stage, "--out", str(drawn), "--export", str(tmp_path / "demo")]) == 0
+        exported = tmp_path / ("style" if stage == "demo-style" else "demo")
+        assert main(["train", stage, "--out", str(drawn), "--export", str(exported)]) == 0
     assert len(list(drawn.glob("unet/samples/*.png"))) == 2
     pipeline = load_pipeline(tmp_path / "demo")
     trained = loop.read_checkpoint(drawn / "unet" / loop.CHECKPOINT)["ema"]["shadow_params"][0]
@@ -318,11 +319,45 @@ def test_stages_train_resume_and_export_a_model_that_paints(tmp_path, capsys):
     assert VisionEncoder.load(tmp_path / "demo" / "clip_vision").width == 128
 
     sources = Sources(drawn, drawn / "data", tmp_path / "demo", tmp_path / "demo" / "clip_vision")
-    task = demo_unet.make_task(config.load_config(tmp_path / "c.toml", demo_unet.Config), sources, "unet")
+    task = demo_unet.make_task(config.load_config(tmp_path / "demo-unet.toml", demo_unet.Config), sources, "unet")
     rows = np.array([1, 3, 3])
     first = task.latents.get(rows)
     task.latents.compute = None  # what is known is not encoded again
     assert np.array_equal(task.latents.get(rows), first) and first.shape == (3, 4, 16, 16)
+
+    # the second model goes on from the first, on drawings of another style
+    style = config.load_config(tmp_path / "demo-style.toml", demo_unet.Config)
+    second = demo_unet.make_task(style, sources, "style")
+    begun, ended = second.module.state_dict(), demo_unet.trained(drawn / "unet").state_dict()
+    assert all(torch.equal(begun[name], value) for name, value in ended.items())
+    assert np.abs(second.latents.get(rows) - first).mean() > 0.05
+    unknown = dataclasses.replace(style, unet=dataclasses.replace(style.unet, style="oil"))
+    with pytest.raises(HyperLoRAError, match=r"unet\.style is 'oil'"):
+        demo_unet.make_task(unknown, sources, "style")
+
+
+def test_captions_describe_the_person_from_a_step_on(drawn):
+    class Captions(demo_unet.TextEncoders):
+        def __init__(self):
+            self.seen = []
+
+        def __call__(self, captions, device):
+            self.seen += captions
+            return torch.zeros(len(captions), 1, 1), torch.zeros(len(captions), 1)
+
+    given = config.load_config(config.config_path("demo-unet", "cpu", "cpu"), demo_unet.Config)
+    given = dataclasses.replace(given, unet=dataclasses.replace(given.unet, told=0.5, told_from=10))
+    texts, vae = Captions(), demo_vae.Reconstruction(VAE).vae
+    task = demo_unet.UNetTask(given, data.Data(drawn / "data"), vae, texts)
+    scenes = {task.data.caption(row) for row in range(12)} | {""}
+
+    def said(step):
+        texts.seen = []
+        task.batch(loop.Draw(np.random.default_rng(0), 200, torch.device("cpu"), step))
+        return [caption for caption in texts.seen if caption not in scenes]
+
+    assert not said(9) and 60 < len(said(10)) < 120  # half of those that aren't empty
+    assert all(any(caption.startswith(scene) for scene in scenes - {""}) for caption in texts.seen if caption)
 
 
 def test_a_narrow_autoencoder_widened_is_the_same_function():

@@ -28,6 +28,7 @@ STAGES = {
     "demo-vae": ("demo_vae", "vae"),
     "demo-clip": ("demo_clip", "clip"),
     "demo-unet": ("demo_unet", "unet"),
+    "demo-style": ("demo_unet", "style"),
     **{name: ("stage", name) for name in HYPERLORA},
 }
 

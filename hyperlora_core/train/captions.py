@@ -1,7 +1,7 @@
-"""Captions for the CLIP pair: what a scene's caption says, and what a person would say about the face.
+"""Captions for the demo's CLIP pair and UNet: a scene's caption, with some of what a person would say about the face.
 
-A diffusion model's captions leave the person out, so that HyperLoRA has something to add. CLIP's captions of the real
-world don't, and its tokens carry faces only because of that.
+Captions of the real world say such things. CLIP's tokens carry faces only because of that, and a diffusion model that has
+read them knows ways to change a face, which a LoRA then finds. HyperLoRA's own captions leave the person out.
 """
 
 import re
@@ -78,6 +78,11 @@ def identity_words(identity: Identity, hair: bool = True, face: bool = True, col
 def picture_caption(caption: str, identity: Identity, rng: np.random.Generator) -> str:
     """A whole portrait's caption with some words about the person."""
     return _joined(caption, identity_words(identity, colours="sketch" not in caption), rng)
+
+
+def description(caption: str, identity: Identity) -> str:
+    """A whole portrait's caption with all that could be said about the person; for "" of the person alone."""
+    return ", ".join([caption or "portrait of a person", *identity_words(identity, colours="sketch" not in caption)])
 
 
 def face_caption(caption: str, identity: Identity, rng: np.random.Generator) -> str:

@@ -2,7 +2,8 @@
 
 As SDXL was trained (Podell et al. 2023, arXiv 2307.01952): noise prediction under its schedule, size and crop as
 conditions, captions left out now and then for guidance (Ho and Salimans 2022, arXiv 2207.12598), a moving average of
-the weights. Which noise levels count how much: diffusion.py.
+the weights. Which noise levels count how much: diffusion.py. `demo-style` trains a second model: a trained one goes on, on
+portraits drawn in another style.
 """
 
 from dataclasses import dataclass
@@ -15,9 +16,13 @@ from torch import Tensor, nn
 
 from .. import packages
 from ..demo import models, sdxl
+from ..demo.portraits import training_identity
+from ..demo.portraits.style import STYLES
 from ..demo.tokenizer import POSITIONS, sdxl_tokenizers
+from ..errors import HyperLoRAError
 from ..fingerprint import fingerprint
 from . import demo_clip, demo_vae
+from .captions import picture_caption
 from .config import LoopConfig
 from .data import SIZE, Data, pictures_to_model
 from .diffusion import Schedule, check_weights, face_weights
@@ -34,7 +39,11 @@ MOST_KNOWN = 100_000  # captions, 1.2 KB each
 class UNetConfig:
     """The diffusion's own numbers."""
 
+    start: str  # folder, in --out, of the run whose weights it begins with; empty: untrained
+    style: str  # of portraits.style.STYLES; empty: as drawn
     caption_dropout: float  # chance that the caption is empty
+    told: float  # chance that another caption also describes the person
+    told_from: int  # first step at which it may
     other_sizes: float  # chance that the size conditions name another size, because hosts give what users type
     sizes: tuple[int, ...]
     face_weight: float  # weight of the loss inside the face's box; 1: as everywhere
@@ -109,13 +118,14 @@ class UNetTask:
         self.config, self.data, self.texts = config.unet, data, texts
         self.module = Denoising()
         self.schedule, self.vae = Schedule(), vae
-        folder = data.folder / f"latents_{fingerprint(vae)}"
+        folder = data.folder / "_".join(filter(None, ("latents", fingerprint(vae), self.config.style)))
         self.latents = RowCache(folder, len(data), (4, SIZE // 8, SIZE // 8), self._encode)
 
     def batch(self, draw: Draw) -> dict[str, Tensor]:
         rng, n = draw.rng, draw.batch
         rows = rng.integers(len(self.data), size=n)
-        captions = ["" if rng.random() < self.config.caption_dropout else self.data.caption(row) for row in rows]
+        told = self.config.told if draw.step >= self.config.told_from else 0.0
+        captions = [self._caption(row, told, rng) for row in rows]
         steps = self.schedule.draw(rng, n, self.config.steps_drawn).to(draw.device)
         latents = torch.from_numpy(self.latents.get(rows)).to(draw.device)
         noise = torch.from_numpy(rng.standard_normal(latents.shape, np.float32)).to(draw.device)
@@ -131,9 +141,21 @@ class UNetTask:
             "time_ids": self._time_ids(rng, n).to(draw.device),
         }
 
+    def _caption(self, row: int, told: float, rng: np.random.Generator) -> str:
+        if rng.random() < self.config.caption_dropout:
+            return ""
+        caption = self.data.caption(row)
+        if told and rng.random() < told:
+            return picture_caption(caption, training_identity(int(self.data.people[row])), rng)
+        return caption
+
     def _encode(self, rows: np.ndarray) -> np.ndarray:
         device = next(self.module.parameters()).device
-        return encode_pictures(self.vae.to(device), pictures_to_model(self.data.images[rows], device)).cpu().numpy()
+        return encode_pictures(self.vae.to(device), pictures_to_model(self._pictures(rows), device)).cpu().numpy()
+
+    def _pictures(self, rows: np.ndarray) -> np.ndarray:
+        pictures = self.data.images[rows]
+        return STYLES[self.config.style](pictures) if self.config.style else pictures
 
     def _time_ids(self, rng: np.random.Generator, n: int) -> Tensor:
         """Original height and width, the crop's corner, target height and width: [n, 6]."""
@@ -174,19 +196,31 @@ class UNetTask:
                 output_type="np",
             ).images
             painted.append((pictures * 255).round().astype(np.uint8))
-        return sheet([self.data.images[rows], *painted])
+        return sheet([self._pictures(rows), *painted])
 
 
 def make_task(config: Config, sources: Sources, _name: str) -> UNetTask:
     """The task on drawn portraits, the trained autoencoder and trained text encoders."""
     check_weights(config.unet.weights, "unet")
+    if config.unet.style and config.unet.style not in STYLES:
+        raise HyperLoRAError(
+            f"unet.style is {config.unet.style!r}. Known styles: {', '.join(STYLES)}; empty is as drawn."
+        )
     pair = demo_clip.trained(sources.root)
     texts = TextEncoders(pair.text_encoder, pair.text_encoder_2)
-    return UNetTask(config, Data(sources.data), demo_vae.trained(sources.root), texts)
+    task = UNetTask(config, Data(sources.data), demo_vae.trained(sources.root), texts)
+    if config.unet.start:
+        task.module.load_state_dict(trained(sources.root / config.unet.start).state_dict())
+    return task
 
 
-def export(sources: Sources, _name: str, folder: Path) -> Path:
+def trained(folder: Path) -> Denoising:
+    """The model that a run in `folder` has trained, frozen."""
+    return load_trained(folder / CHECKPOINT, Config, lambda _config: Denoising())
+
+
+def export(sources: Sources, name: str, folder: Path) -> Path:
     """Write the UNet into the demo's folder; returns its file."""
-    module = load_trained(sources.root / "unet" / CHECKPOINT, Config, lambda _config: Denoising())
+    module = trained(sources.root / name)
     sdxl.save_models(folder / models.SDXL_FOLDER, sdxl.DEMO, {"unet": module.unet})
     return folder / models.SDXL_FOLDER / "unet" / sdxl.WEIGHT_FILES["unet"]

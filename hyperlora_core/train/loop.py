@@ -40,6 +40,7 @@ class Draw(NamedTuple):
     rng: np.random.Generator
     batch: int
     device: torch.device
+    step: int = 0  # that the batch is for, from 0
 
 
 class Task(Protocol):
@@ -179,7 +180,7 @@ class _Run:
         for part in range(self.loop.accumulation):
             source = np.random.SeedSequence([self.loop.seed, self.step, part, self.accelerator.process_index])
             torch.manual_seed(int(source.generate_state(1, np.uint64)[0] >> np.uint64(1)))
-            draw = Draw(np.random.default_rng(source), self.loop.batch, self.accelerator.device)
+            draw = Draw(np.random.default_rng(source), self.loop.batch, self.accelerator.device, self.step)
             with self.accelerator.accumulate(self.wrapped):
                 losses = self.wrapped(**self.task.batch(draw))
                 self.accelerator.backward(sum(losses.values()))
