@@ -80,11 +80,6 @@ def picture_caption(caption: str, identity: Identity, rng: np.random.Generator) 
     return _joined(caption, identity_words(identity, colours="sketch" not in caption), rng)
 
 
-def description(caption: str, identity: Identity) -> str:
-    """A whole portrait's caption with all that could be said about the person; for "" of the person alone."""
-    return ", ".join([caption or "portrait of a person", *identity_words(identity, colours="sketch" not in caption)])
-
-
 def face_caption(caption: str, identity: Identity, rng: np.random.Generator) -> str:
     """Of the face cut out: no background, clothes, hat or hair."""
     shown = [part for part in caption.split(", ") if not part.endswith(("background", "shirt"))]

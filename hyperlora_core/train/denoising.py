@@ -76,25 +76,21 @@ class DenoisingTask:
         self.schedule = Schedule()
         self.texts = TextEncoders(pipeline.text_encoder, pipeline.text_encoder_2)
 
-    def _noisy(self, rows: np.ndarray, triggered: np.ndarray, draw: Draw, described: bool = False) -> dict[str, Tensor]:
+    def _noisy(self, rows: np.ndarray, triggered: np.ndarray, draw: Draw) -> dict[str, Tensor]:
         """The photos of `rows` [n], their captions with trigger words where `triggered` [n] says so: noisy, noise
-        [n, 4, h, w]; steps [n]; weights [n, 1, h, w]; text [n, t, c]; pooled [n, p]; time_ids [n, 6].
-
-        `described`: also the same with captions that, where triggered, describe the person instead: described [n, t, c];
-        described_pooled [n, p]."""
+        [n, 4, h, w]; steps [n]; weights [n, 1, h, w]; text [n, t, c]; pooled [n, p]; time_ids [n, 6]."""
         rng, n, device, config = draw.rng, len(rows), draw.device, self.config
         latents, boxes = self._latents(rows, rng, device)
         noise = torch.from_numpy(rng.standard_normal(latents.shape, np.float32)).to(device)
         steps = self.schedule.draw(rng, n, config.steps_drawn).to(device)
         dropped = rng.random(n) < config.caption_dropout
-        captions = ["" if drop else caption for caption, drop in zip(self.photos.captions(rows), dropped, strict=True)]
-        text, pooled = self.texts(_where(triggered, map(with_trigger, captions), captions), device)
-        told = {}
-        if described:
-            texts = self.texts(_where(triggered, self.photos.descriptions(rows, captions), captions), device)
-            told = dict(zip(("described", "described_pooled"), texts, strict=True))
+        captions = [
+            (with_trigger if trigger else str)("" if drop else caption)
+            for caption, drop, trigger in zip(self.photos.captions(rows), dropped, triggered, strict=True)
+        ]
+        text, pooled = self.texts(captions, device)
         side = self.photos.size
-        return told | {
+        return {
             "noisy": self.schedule.noisy(latents, noise, steps),
             "noise": noise,
             "steps": steps,
@@ -130,10 +126,6 @@ class DenoisingTask:
         ).images
         self.module.injection.set(None)
         return (pictures * 255).round().astype(np.uint8)
-
-
-def _where(chosen: np.ndarray, these: Iterable[str], those: Iterable[str]) -> list[str]:
-    return [this if choose else that for choose, this, that in zip(chosen, these, those, strict=True)]
 
 
 def spread(rows: np.ndarray) -> np.ndarray:

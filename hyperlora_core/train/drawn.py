@@ -6,10 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..demo.portraits import training_identity
 from ..face.pack import RECOGNITION, find_networks
 from ..locate import DEMO_FACES, demo_folder
-from .captions import description
 from .data import SIZE, Data
 from .demo_faces import load_embeddings
 
@@ -34,11 +32,6 @@ class DrawnPhotos:
 
     def captions(self, rows: np.ndarray) -> list[str]:
         return [self._data.caption(row) for row in self._rows[rows]]
-
-    def descriptions(self, rows: np.ndarray, captions: Sequence[str]) -> list[str]:
-        """`captions` with all that words can say of the people of `rows`."""
-        people = self.people[rows].tolist()
-        return [description(*pair) for pair in zip(captions, map(training_identity, people), strict=True)]
 
     def pictures(self, rows: np.ndarray, rng: np.random.Generator | None = None) -> tuple[np.ndarray, np.ndarray]:
         """The whole portraits and their faces' boxes: there is nothing around them to crop."""

@@ -9,8 +9,7 @@ are computed beside the frozen UNet's layers (`inject`), another one for every p
 
 While the ID branch trains, each picture draws one of three scenarios:
 
-    (a) trigger words, ID and base: reconstruct the picture; with `teacher` also, or only, predict what the frozen model
-        with the base does when the caption describes the person
+    (a) trigger words, ID and base: reconstruct the picture
     (b) no trigger words, ID alone: predict what the frozen model does
     (c) no trigger words, ID and base: predict what the frozen model does with the base alone
 
@@ -39,7 +38,7 @@ from ..vision import VisionEncoder
 from .config import LoopConfig
 from .denoising import BesideUNet, DenoisingTask, spread
 from .diffusion import check_weights
-from .drawn import DrawnPhotos, open_photos
+from .drawn import open_photos
 from .features import RowCache
 from .loop import CHECKPOINT, Draw, load_trained_config, trained_values
 from .network import GROUPS, Network, joined
@@ -65,7 +64,6 @@ class StageConfig:
     trains: tuple[str, ...]  # groups, see network.py
     conditions: tuple[str, ...]  # what the ID branch reads in this stage: clip, embedding; none: no ID branch
     scenarios: tuple[float, float, float]  # chances of (a), (b), (c)
-    teacher: float  # how much of (a)'s target is the frozen model's answer to words, instead of the noise
     other_photo: float  # chance that the ID branch reads another photo of the person, where there is one
     caption_dropout: float  # chance that nothing but the trigger words, if any, is left of a caption
     bases_pace: float  # the bases learn at so many times the rate
@@ -115,12 +113,10 @@ class Stage(BesideUNet):
         tokens: Tensor | None = None,
         embeds: Tensor | None = None,
         faces: Tensor | None = None,
-        described: Tensor | None = None,
-        described_pooled: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """noisy, noise [n, 4, h, w]; steps [n]; weights [n, 1, h, w] of the errors; text [n, t, c]; pooled [n, p];
         time_ids [n, 6]; base_tokens, tokens [n, t, c]; embeds [n, 512] that the ID branch reads, faces [n, 512] that
-        PuLID's loss asks for; scenarios int [n]; described [n, t, c] and described_pooled [n, p] that the teacher reads."""
+        PuLID's loss asks for; scenarios int [n]."""
         inputs = (noisy, steps, text, pooled, time_ids)
         base = self._base(base_tokens, (scenarios != ID_ALONE).float())
         if not self.config.conditions:
@@ -128,16 +124,12 @@ class Stage(BesideUNet):
             return {"reconstruct": errors.mean()}
 
         told = scenarios == RECONSTRUCT
-        everywhere = self.attentions is not None or described is not None
-        held = torch.arange(len(told), device=told.device) if everywhere else (~told).nonzero().flatten()
+        held = (~told).nonzero().flatten() if self.attentions is None else torch.arange(len(told), device=told.device)
         target = noise
         if len(held):
-            asked = inputs if described is None else (noisy, steps, described, described_pooled, time_ids)
-            # how much of the target is the frozen model's answer
-            share = torch.where(told, self.config.teacher, 1.0).to(noise)[held].view(-1, 1, 1, 1)
             with torch.no_grad(), self._watched() as without:
-                kept = self._predict(*_rows(asked, base, held)).to(noise)
-                target = noise.index_put((held,), torch.lerp(noise[held], kept, share))
+                kept = self._predict(*_rows(inputs, base, held)).to(noise)
+                target = noise.index_put((held,), torch.where(told[held].view(-1, 1, 1, 1), noise[held], kept))
         coefficients = self.network.coefficients(embeds, tokens)
         person = self.network.low_rank(coefficients, "id", torch.ones(len(noisy), device=noisy.device))
         both = joined(person, base)
@@ -188,7 +180,7 @@ class StageTask(DenoisingTask):
         rows = rng.integers(len(self.photos), size=n)
         scenarios = rng.choice(3, size=n, p=config.scenarios)
         triggered = (scenarios == RECONSTRUCT) & bool(config.conditions)
-        batch = self._noisy(rows, triggered, draw, described=config.teacher > 0) | {
+        batch = self._noisy(rows, triggered, draw) | {
             "base_tokens": self._tokens("base", rows, device),
             "scenarios": torch.from_numpy(scenarios).to(device),
         }
@@ -288,10 +280,6 @@ def make_task(config: Config, sources: Sources, name: str) -> StageTask:
             f"The CLIP image tower {sources.clip} makes tokens of {vision.width} channels, but hyperlora.clip_width is "
             f"{config.hyperlora.clip_width}: choose the other tower (--clip) or change the config."
         )
-    if config.stage.teacher and not isinstance(photos, DrawnPhotos):
-        raise HyperLoRAError(
-            "stage.teacher needs words about each person, which only the drawn portraits have: set it to 0 for photos."
-        )
     pipeline = load_pipeline(sources.base, device="cpu")
     network = make_network(config, pipeline.unet, sources.root)
     pulid = make_pulid(config.pulid, pipeline.vae, sources, photos.recognition) if config.pulid is not None else None
@@ -326,10 +314,6 @@ def check(config: Config) -> None:
             f"stage.trains names {idle[0]}, which nothing goes through with stage.conditions {list(stage.conditions)}."
         )
     check_weights(stage.weights, "stage")
-    if not 0 <= stage.teacher <= 1:
-        raise HyperLoRAError(f"stage.teacher is a share: give 0 to 1, not {stage.teacher}.")
-    if stage.teacher and (config.pulid is not None or not stage.conditions):
-        raise HyperLoRAError("stage.teacher is for stages of the ID branch without PuLID's losses: set it to 0 here.")
     if config.pulid is not None:
         check_pulid(config.pulid, stage.conditions)
     if min(stage.scenarios) < 0 or abs(sum(stage.scenarios) - 1) > 1e-6:
