@@ -1,7 +1,7 @@
 """Captions for the demo's CLIP pair and UNet: a scene's caption, with some of what a person would say about the face.
 
-Captions of the real world say such things. CLIP's tokens carry faces only because of that, and a diffusion model that has
-read them knows ways to change a face, which a LoRA then finds. HyperLoRA's own captions leave the person out.
+Captions of the real world say such things, and CLIP's tokens carry faces only because of that. HyperLoRA's own leave the
+person out, so that it has something to add.
 """
 
 import re
