@@ -331,6 +331,8 @@ def test_stages_train_resume_and_export_a_model_that_paints(tmp_path, capsys):
     begun, ended = second.module.state_dict(), demo_unet.trained(drawn / "unet").state_dict()
     assert all(torch.equal(begun[name], value) for name, value in ended.items())
     assert np.abs(second.latents.get(rows) - first).mean() > 0.05
+    shipped, other = ((tmp_path / name / "sdxl/unet").glob("*.safetensors") for name in ("demo", "style"))
+    assert next(shipped).read_bytes() != next(other).read_bytes()
     unknown = dataclasses.replace(style, unet=dataclasses.replace(style.unet, style="oil"))
     with pytest.raises(HyperLoRAError, match=r"unet\.style is 'oil'"):
         demo_unet.make_task(unknown, sources, "style")
