@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from hyperlora_core import HyperLoRAError
+from hyperlora_core.demo.models import make_demo
 from hyperlora_core.demo.portraits import HELD_OUT, Identity
 from hyperlora_core.prompt import TRIGGER
 from hyperlora_core.train import captions, config, data, demo_unet, demo_vae, loop
@@ -286,8 +287,8 @@ def test_steps_are_drawn_alike_or_about_a_middle():
 MINIATURE = {
     "demo-vae": [("batch = 32", "batch = 2"), ("crops = [32, 64, 128]", "crops = [32, 64]")],
     "demo-clip": [("batch = 128", "batch = 4")],
-    "demo-unet": [("batch = 24", "batch = 4"), ("sheet_steps = 20", "sheet_steps = 2")],
-    "demo-style": [("batch = 24", "batch = 4"), ("sheet_steps = 20", "sheet_steps = 2")],
+    "demo-unet": [("batch = 64", "batch = 4"), ("sheet_steps = 20", "sheet_steps = 2")],
+    "demo-style": [("batch = 64", "batch = 4"), ("sheet_steps = 20", "sheet_steps = 2")],
 }
 
 
@@ -298,8 +299,9 @@ def test_stages_train_resume_and_export_a_model_that_paints(tmp_path, capsys):
 
     drawn = tmp_path / "train"
     data.draw_data(drawn / "data", dataclasses.replace(DATA, people=2))
-    common = ["--out", str(drawn), "--device", "cpu", "--threads", "1"]
-    assert main(["train", "demo-unet", *common]) == 2 and "train that model first" in capsys.readouterr().err
+    common = ["--out", str(drawn), "--device", "cpu", "--threads", "1", "--base", str(tmp_path / "demo")]
+    assert main(["train", "demo-unet", *common]) == 2 and "isn't a diffusers model" in capsys.readouterr().err
+    make_demo(tmp_path / "demo")
     for stage, changes in MINIATURE.items():
         text = config.config_path(stage, "cpu", "cpu").read_text()
         for old, new in changes:

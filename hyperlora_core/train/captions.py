@@ -26,27 +26,35 @@ HAIR_STYLES = {
     "tails": "{} hair in two tails",
     "wavy": "wavy {} hair",
 }
-# trait: (word below LOW, word above HIGH)
+# trait: (words below LOW, words above HIGH); beyond VERY_LOW and VERY_HIGH with a "very" before them
 FEATURES = {
     "face_width": ("narrow face", "wide face"),
     "jaw_width": ("pointed jaw", "square jaw"),
     "chin_length": ("short chin", "long chin"),
+    "cheek_blush": ("plain cheeks", "red cheeks"),
     "eye_size": ("small eyes", "big eyes"),
     "eye_openness": ("narrow eyes", "round eyes"),
-    "eye_spacing": ("close-set eyes", "wide-set eyes"),
-    "eye_tilt": ("drooping eyes", "slanted eyes"),
-    "brow_thickness": ("thin eyebrows", "thick eyebrows"),
-    "brow_arch": ("straight eyebrows", "arched eyebrows"),
+    "eye_spacing": ("close eyes", "wide eyes"),
+    "eye_tilt": ("falling eyes", "rising eyes"),
+    "eye_height": ("high eyes", "low eyes"),
+    "brow_thickness": ("thin brows", "thick brows"),
+    "brow_height": ("low brows", "high brows"),
+    "brow_tilt": ("falling brows", "rising brows"),
+    "brow_arch": ("straight brows", "round brows"),
     "nose_length": ("short nose", "long nose"),
-    "nose_width": ("slim nose", "broad nose"),
+    "nose_width": ("thin nose", "broad nose"),
     "mouth_width": ("small mouth", "wide mouth"),
-    "lower_lip": ("thin lips", "full lips"),
+    "mouth_height": ("high mouth", "low mouth"),
+    "upper_lip": ("thin upper lip", "full upper lip"),
+    "lower_lip": ("thin lower lip", "full lower lip"),
     "ear_size": ("small ears", "big ears"),
+    "hairline": ("high forehead", "low forehead"),
 }
-LOW, HIGH = 0.3, 0.7
+LOW, HIGH = 0.35, 0.65
+VERY_LOW, VERY_HIGH = 0.15, 0.85
 FACE_MARKS_FROM = 0.6  # where freckles and moles begin, see Identity
 BEARD_FROM, BEARD_RANGE = 0.62, 0.38
-TOLD = 0.6  # chance that a feature is mentioned
+TOLD = 0.7  # chance that a feature is mentioned
 
 
 def identity_words(identity: Identity, hair: bool = True, face: bool = True, colours: bool = True) -> list[str]:
@@ -64,7 +72,8 @@ def identity_words(identity: Identity, hair: bool = True, face: bool = True, col
     for trait, (low, high) in FEATURES.items():
         value = getattr(identity, trait)
         if value < LOW or value > HIGH:
-            words.append(low if value < LOW else high)
+            very = "very " if value < VERY_LOW or value > VERY_HIGH else ""
+            words.append(very + (low if value < LOW else high))
     beard = (identity.facial_hair - BEARD_FROM) / BEARD_RANGE
     if beard > 0:
         words.append("moustache" if beard < 0.33 else "chin beard" if beard < 0.66 else "full beard")

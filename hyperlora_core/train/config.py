@@ -30,7 +30,7 @@ class LoopConfig:
     weight_decay: float  # of matrices and kernels only
     clip_norm: float
     ema_decay: float  # 0: no moving average
-    precision: str  # no, bf16, fp16
+    precision: str  # no, bf16, fp16, or auto: bf16, but on a processor that is slow in it no
     channels_last: bool
     save_every: int  # steps
     sample_every: int

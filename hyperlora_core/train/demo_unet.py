@@ -1,4 +1,4 @@
-"""The demo's text-to-image model: SDXL's UNet, narrow, on the frozen autoencoder and text encoders of the demo.
+"""The demo's text-to-image model: SDXL's UNet, narrow, on the frozen autoencoder and text encoders of `--base`.
 
 As SDXL was trained (Podell et al. 2023, arXiv 2307.01952): noise prediction under its schedule, size and crop as
 conditions, captions left out now and then for guidance (Ho and Salimans 2022, arXiv 2207.12598), a moving average of
@@ -21,17 +21,18 @@ from ..demo.portraits.style import STYLES
 from ..demo.tokenizer import POSITIONS, sdxl_tokenizers
 from ..errors import HyperLoRAError
 from ..fingerprint import fingerprint
-from . import demo_clip, demo_vae
+from ..pipeline import load_pipeline
 from .captions import picture_caption
 from .config import LoopConfig
 from .data import SIZE, Data, pictures_to_model
-from .diffusion import Schedule, check_weights, face_weights
+from .diffusion import Schedule, check_weights, face_weights, quick_attention
 from .features import RowCache, encode_pictures
 from .loop import CHECKPOINT, Draw, load_trained
 from .sheets import sheet
 from .sources import Sources
 
 SHEET_SEED = 0
+BASE = "base"  # for UNetConfig.start
 MOST_KNOWN = 100_000  # captions, 1.2 KB each
 
 
@@ -39,7 +40,7 @@ MOST_KNOWN = 100_000  # captions, 1.2 KB each
 class UNetConfig:
     """The diffusion's own numbers."""
 
-    start: str  # folder, in --out, of the run whose weights it begins with; empty: untrained
+    start: str  # whose weights it begins with: a run's folder in --out, or "base", --base's UNet; empty: untrained
     style: str  # of portraits.style.STYLES; empty: as drawn
     caption_dropout: float  # chance that the caption is empty
     told: float  # chance that another caption also describes the person
@@ -64,7 +65,7 @@ class Denoising(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.unet = sdxl.random_models(sdxl.DEMO)["unet"]
+        self.unet = quick_attention(sdxl.random_models(sdxl.DEMO)["unet"])
 
     def forward(
         self,
@@ -200,16 +201,18 @@ class UNetTask:
 
 
 def make_task(config: Config, sources: Sources, _name: str) -> UNetTask:
-    """The task on drawn portraits, the trained autoencoder and trained text encoders."""
+    """The task on drawn portraits, with the autoencoder and the text encoders of `sources.base`."""
     check_weights(config.unet.weights, "unet")
     if config.unet.style and config.unet.style not in STYLES:
         raise HyperLoRAError(
             f"unet.style is {config.unet.style!r}. Known styles: {', '.join(STYLES)}; empty is as drawn."
         )
-    pair = demo_clip.trained(sources.root)
-    texts = TextEncoders(pair.text_encoder, pair.text_encoder_2)
-    task = UNetTask(config, Data(sources.data), demo_vae.trained(sources.root), texts)
-    if config.unet.start:
+    base = load_pipeline(sources.base, device="cpu")
+    texts = TextEncoders(base.text_encoder, base.text_encoder_2)
+    task = UNetTask(config, Data(sources.data), base.vae, texts)
+    if config.unet.start == BASE:
+        task.module.unet.load_state_dict(base.unet.state_dict())
+    elif config.unet.start:
         task.module.load_state_dict(trained(sources.root / config.unet.start).state_dict())
     return task
 

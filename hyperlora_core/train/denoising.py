@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..inject import Injection, LowRank
 from ..prompt import with_trigger
 from .demo_unet import TextEncoders
-from .diffusion import Schedule, face_weights
+from .diffusion import Schedule, face_weights, quick_attention
 from .features import encode_pictures
 from .loop import Draw
 
@@ -40,7 +40,7 @@ class BesideUNet(nn.Module):
 
     def __init__(self, unet: nn.Module, keys: Iterable[str], config: DenoisingConfig):
         super().__init__()
-        self.unet, self.config = unet.requires_grad_(False), config
+        self.unet, self.config = quick_attention(unet.requires_grad_(False)), config
         self.injection = Injection(unet, keys)
 
     def train(self, mode: bool = True) -> "BesideUNet":

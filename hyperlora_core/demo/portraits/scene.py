@@ -59,14 +59,14 @@ class Scene:
         """A scene drawn from `rng`; `sketch`, `hat` and `glasses` are the chances of these."""
         names = list(COLOURS)
         return cls(
-            centre=(rng.uniform(0.44, 0.56), rng.uniform(0.46, 0.55)),
-            scale=rng.uniform(0.25, 0.345),
-            roll=float(np.clip(rng.normal(0, 0.12), -0.4, 0.4)),
-            turn=float(np.clip(rng.normal(0, 0.17), -0.36, 0.36)),
-            nod=float(np.clip(rng.normal(0, 0.08), -0.2, 0.2)),
+            centre=(rng.uniform(0.46, 0.54), rng.uniform(0.46, 0.52)),
+            scale=rng.uniform(0.3, 0.345),
+            roll=float(np.clip(rng.normal(0, 0.07), -0.4, 0.4)),
+            turn=float(np.clip(rng.normal(0, 0.13), -0.36, 0.36)),
+            nod=float(np.clip(rng.normal(0, 0.05), -0.2, 0.2)),
             light=str(rng.choice(["soft", "left", "right", "dim"], p=[0.5, 0.2, 0.2, 0.1])),
             background=str(rng.choice(names)),
-            background_kind=str(rng.choice(BACKGROUND_KINDS, p=[0.5, 0.18, 0.16, 0.16])),
+            background_kind=str(rng.choice(BACKGROUND_KINDS, p=[0.7, 0.1, 0.1, 0.1])),
             shirt=str(rng.choice(names)),
             hat=str(rng.choice(names)) if rng.random() < hat else None,
             glasses=bool(rng.random() < glasses),
