@@ -256,7 +256,8 @@ def small_stage(checkpointing):
 
     batch = {"noisy": noise(3, 4, 16, 16), "noise": noise(3, 4, 16, 16), "steps": torch.tensor([5, 300, 900]),
              "weights": torch.ones(3, 1, 16, 16), "text": noise(3, 7, 96), "pooled": noise(3, 64),
-             "time_ids": torch.full((3, 6), 128.0), "base_tokens": noise(3, 5, 64), "tokens": noise(3, 5, 64)}  # fmt: skip
+             "time_ids": torch.full((3, 6), 128.0), "base_tokens": noise(3, 5, 64),
+             "base_weights": torch.ones(3), "tokens": noise(3, 5, 64)}  # fmt: skip
     faces = torch.nn.functional.normalize(noise(3, 512))
     return module, batch | {"embeds": faces, "faces": faces}
 

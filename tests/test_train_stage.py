@@ -146,7 +146,7 @@ def test_what_a_scenario_asks_for(task):
     module, batch = task.module.eval(), drawn(task, 6)
 
     def losses(scenario):
-        batch["scenarios"] = torch.full((6,), scenario)
+        batch["scenarios"], batch["base_weights"] = torch.full((6,), scenario), torch.ones(6)
         return {name: float(loss) for name, loss in module(**batch).items()}
 
     everything = [losses(scenario) for scenario in (stage.RECONSTRUCT, stage.ID_ALONE, stage.BESIDE_BASE)]
@@ -166,6 +166,25 @@ def test_what_a_scenario_asks_for(task):
     assert without == pytest.approx(float(errors), rel=1e-4)
     for key, value in kept.items():
         module.network.basis.get_parameter(key).copy_(value)
+
+
+@torch.no_grad()
+def test_the_base_is_left_out_of_some_reconstructions(task):
+    batch = drawn(task, 400)
+    told = batch["scenarios"] == stage.RECONSTRUCT
+    off = batch["base_weights"] == 0
+    assert 0.4 < off[told].float().mean() < 0.6 and not off[~told].any()
+
+    few = drawn(task, 4)
+    few["scenarios"] = torch.zeros(4, dtype=torch.long)
+
+    def error(weights, tokens):
+        return float(task.module(**few | {"base_weights": weights, "base_tokens": tokens})["reconstruct"])
+
+    tokens, others = few["base_tokens"], torch.randn(few["base_tokens"].shape)
+    ones, zeros = torch.ones(4), torch.zeros(4)
+    assert error(zeros, tokens) == error(zeros, others)
+    assert error(ones, tokens) != error(ones, others)
 
 
 def test_trigger_words_stand_where_the_identity_is_meant(task, monkeypatch):

@@ -59,7 +59,9 @@ def quick_attention(unet: nn.Module) -> nn.Module:
     On a processor that is matrix products and a softmax one by one: PyTorch's fused attention takes twice as long there.
     """
     if not torch.accelerator.is_available():
-        unet.set_attn_processor(packages.require("diffusers", "Training the UNet").models.attention_processor.AttnProcessor())
+        unet.set_attn_processor(
+            packages.require("diffusers", "Training the UNet").models.attention_processor.AttnProcessor()
+        )
     return unet
 
 

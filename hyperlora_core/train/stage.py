@@ -64,6 +64,7 @@ class StageConfig:
     trains: tuple[str, ...]  # groups, see network.py
     conditions: tuple[str, ...]  # what the ID branch reads in this stage: clip, embedding; none: no ID branch
     scenarios: tuple[float, float, float]  # chances of (a), (b), (c)
+    base_off: float  # chance that (a) goes without the Base-LoRA, as pictures painted with the ID-LoRA alone do
     other_photo: float  # chance that the ID branch reads another photo of the person, where there is one
     caption_dropout: float  # chance that nothing but the trigger words, if any, is left of a caption
     bases_pace: float  # the bases learn at so many times the rate
@@ -109,16 +110,17 @@ class Stage(BesideUNet):
         pooled: Tensor,
         time_ids: Tensor,
         base_tokens: Tensor,
+        base_weights: Tensor,
         scenarios: Tensor,
         tokens: Tensor | None = None,
         embeds: Tensor | None = None,
         faces: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """noisy, noise [n, 4, h, w]; steps [n]; weights [n, 1, h, w] of the errors; text [n, t, c]; pooled [n, p];
-        time_ids [n, 6]; base_tokens, tokens [n, t, c]; embeds [n, 512] that the ID branch reads, faces [n, 512] that
-        PuLID's loss asks for; scenarios int [n]."""
+        time_ids [n, 6]; base_tokens, tokens [n, t, c]; base_weights [n] of the Base-LoRAs; scenarios int [n];
+        embeds [n, 512] that the ID branch reads, faces [n, 512] that PuLID's loss asks for."""
         inputs = (noisy, steps, text, pooled, time_ids)
-        base = self._base(base_tokens, (scenarios != ID_ALONE).float())
+        base = self._base(base_tokens, base_weights * (scenarios != ID_ALONE))
         if not self.config.conditions:
             errors = self._errors(inputs, base, noise, weights)
             return {"reconstruct": errors.mean()}
@@ -182,12 +184,18 @@ class StageTask(DenoisingTask):
         triggered = (scenarios == RECONSTRUCT) & bool(config.conditions)
         batch = self._noisy(rows, triggered, draw) | {
             "base_tokens": self._tokens("base", rows, device),
+            "base_weights": torch.from_numpy(self._base_weights(scenarios, rng)).to(device),
             "scenarios": torch.from_numpy(scenarios).to(device),
         }
         references = self._references(rows, rng)
         if self.module.pulid is not None and self.module.pulid.likeness is not None:
             batch["faces"] = self._faces(references, device)
         return batch | self._person(references, device)
+
+    def _base_weights(self, scenarios: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Where the Base-LoRA is beside the ID-LoRA in (a); (b) leaves it out anyhow, and (c) is about it."""
+        off = (scenarios == RECONSTRUCT) & (rng.random(len(scenarios)) < self.config.base_off)
+        return (~off).astype(np.float32)
 
     def _centre(self, network: Network) -> None:
         """Tell the branches that begin here what their conditions are like on average."""
