@@ -26,7 +26,7 @@ from .captions import picture_caption
 from .config import LoopConfig
 from .data import SIZE, Data, pictures_to_model
 from .diffusion import Schedule, check_weights, face_weights, quick_attention
-from .features import RowCache, encode_pictures
+from .features import FEATURES, RowCache, encode_pictures
 from .loop import CHECKPOINT, Draw, load_trained
 from .sheets import sheet
 from .sources import Sources
@@ -119,7 +119,8 @@ class UNetTask:
         self.config, self.data, self.texts = config.unet, data, texts
         self.module = Denoising()
         self.schedule, self.vae = Schedule(), vae
-        folder = data.folder / "_".join(filter(None, ("latents", fingerprint(vae), self.config.style)))
+        # where HyperLoRA's stages keep them too
+        folder = data.folder / FEATURES / "_".join(filter(None, ("latents", fingerprint(vae), self.config.style)))
         self.latents = RowCache(folder, len(data), (4, SIZE // 8, SIZE // 8), self._encode)
 
     def batch(self, draw: Draw) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..files import written_aside
 
+FEATURES = "features"  # folder of a data folder
 BLOCK = 64  # rows computed at once
 
 Compute = Callable[[np.ndarray], np.ndarray]

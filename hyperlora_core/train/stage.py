@@ -39,7 +39,7 @@ from .config import LoopConfig
 from .denoising import BesideUNet, DenoisingTask, spread
 from .diffusion import check_weights
 from .drawn import open_photos
-from .features import RowCache
+from .features import FEATURES, RowCache
 from .loop import CHECKPOINT, Draw, load_trained_config, trained_values
 from .network import GROUPS, Network, joined
 from .pulid import CrossAttentions, PuLID, PuLIDConfig, Seen, check_pulid, make_pulid
@@ -291,7 +291,7 @@ def make_task(config: Config, sources: Sources, name: str) -> StageTask:
     pipeline = load_pipeline(sources.base, device="cpu")
     network = make_network(config, pipeline.unet, sources.root)
     pulid = make_pulid(config.pulid, pipeline.vae, sources, photos.recognition) if config.pulid is not None else None
-    return StageTask(config, photos, pipeline, vision, network, sources.data / "features", pulid)
+    return StageTask(config, photos, pipeline, vision, network, sources.data / FEATURES, pulid)
 
 
 def make_network(config: Config, unet: nn.Module, root: Path) -> Network:
