@@ -132,7 +132,7 @@ def test_hyperlora_of_the_demo_fits_its_unet(demo):
     for branch, conditions in (("id", {"id_embeds": embeds}), ("base", {})):
         coefficients = hyper.coefficients(clip_tokens=clip_tokens, branch=branch, **conditions)
         lora = hyper.lora(coefficients, branch)
-        assert coefficients.shape == (176, 24) and len(lora) == 3 * 88
+        assert coefficients.shape == (176, 16) and len(lora) == 3 * 88
         check_fits(lora, layers)
         # a layer's input of deviation 1 comes out of the LoRA, scaled by 0.5, with deviation near 0.5
         key = next(iter(hyper.module_names)) + "_to_q"

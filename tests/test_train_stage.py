@@ -338,11 +338,10 @@ def test_export_is_a_checkpoint_that_every_loader_reads(trained, sources, task, 
         ours_base = network.base_coefficients(batch["base_tokens"])
     for i in range(4):
         theirs = hyper.coefficients(batch["tokens"][i : i + 1], batch["embeds"][i : i + 1])
+        theirs_base = hyper.coefficients(batch["base_tokens"][i : i + 1], branch="base")
         # all rows together: one that is nearly 0 before it gets its length is another in fp16
-        assert (theirs - ours[i]).norm() < 1e-2 * ours[i].norm()
-        assert torch.allclose(
-            hyper.coefficients(batch["base_tokens"][i : i + 1], branch="base"), ours_base[i], atol=5e-3
-        )
+        for one, other in ((theirs, ours[i]), (theirs_base, ours_base[i])):
+            assert (one - other).norm() < 1e-2 * other.norm()
     key = network.keys()[0]
     pair, lora = network.low_rank(ours, "id", torch.ones(4))[key], hyper.lora(ours[0])
     product = lora[f"{key}.lora_up.weight"] @ lora[f"{key}.lora_down.weight"] * lora[f"{key}.alpha"] / SIZE.rank

@@ -50,7 +50,7 @@ class HyperLoRASize:
 
 
 DEMO = HyperLoRASize(
-    bases=24, rank=8, base_rank=4, width=128, depth=2, heads=2, head_width=64, clip_width=128, id_tokens=4
+    bases=16, rank=8, base_rank=4, width=128, depth=2, heads=2, head_width=64, clip_width=128, id_tokens=4
 )
 
 
