@@ -12,7 +12,7 @@ SIDE, TRIES, GAIN = 1024, 3, 1.5
 def cpu_is_fast_in(dtype: torch.dtype) -> bool:
     """Whether the processor multiplies matrices of `dtype` at least 1.5 times as fast as fp32 ones.
 
-    Measured, in a few milliseconds, since no flag tells it: some processors have bf16 units that PyTorch doesn't use,
+    Measured, in some tenths of a second, since no flag tells it: some processors have bf16 units that PyTorch doesn't use,
     some have fp16 instructions that are slower than fp32's.
     """
     return GAIN * _seconds(dtype) < _seconds(torch.float32)
