@@ -56,7 +56,8 @@ def check_weights(kind: str, section: str) -> None:
 def quick_attention(unet: nn.Module) -> nn.Module:
     """Give `unet` (diffusers) the attention whose backward pass is the fastest here, and return it.
 
-    On a processor that is matrix products and a softmax one by one: with PyTorch's fused attention a step takes half as long again there.
+    On a processor that is matrix products and a softmax one by one: with PyTorch's fused attention a step takes half as
+    long again there.
     """
     if not torch.accelerator.is_available():
         unet.set_attn_processor(
