@@ -36,7 +36,7 @@ DOCS = ROOT / "docs" / "training.md"
 
 DEMO_KEYS = ["loop.seed", "loop.steps", "loop.batch", "loop.rate", "loop.warmup", "loop.cooldown", "loop.weight_decay",
              "loop.ema_decay", "loop.precision"]  # fmt: skip
-UNET_KEYS = ["unet.start", "unet.style", "unet.caption_dropout", "unet.told", "unet.told_from", "unet.face_weight",
+UNET_KEYS = ["unet.start", "unet.style", "unet.caption_dropout", "unet.told", "unet.triggered", "unet.face_weight",
              "unet.weights", "unet.steps_drawn"]  # fmt: skip
 STAGE_KEYS = ["stage.start", "stage.trains", "stage.conditions", "stage.scenarios", "loop.steps", "loop.batch",
               "loop.accumulation", "loop.rate", "loop.warmup", "loop.cooldown", "loop.ema_decay", "loop.precision",

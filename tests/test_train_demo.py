@@ -13,7 +13,7 @@ from torch import nn
 from hyperlora_core import HyperLoRAError
 from hyperlora_core.demo.models import make_demo
 from hyperlora_core.demo.portraits import HELD_OUT, Identity
-from hyperlora_core.prompt import TRIGGER
+from hyperlora_core.prompt import TRIGGER, with_trigger
 from hyperlora_core.train import captions, config, data, demo_unet, demo_vae, loop
 from hyperlora_core.train.sources import Sources
 from hyperlora_core.vision import clip_pixels
@@ -340,7 +340,7 @@ def test_stages_train_resume_and_export_a_model_that_paints(tmp_path, capsys):
         demo_unet.make_task(unknown, sources, "style")
 
 
-def test_captions_describe_the_person_from_a_step_on(drawn):
+def test_some_captions_describe_the_person_and_some_have_trigger_words(drawn):
     class Captions(demo_unet.TextEncoders):
         def __init__(self):
             self.seen = []
@@ -350,18 +350,23 @@ def test_captions_describe_the_person_from_a_step_on(drawn):
             return torch.zeros(len(captions), 1, 1), torch.zeros(len(captions), 1)
 
     given = config.load_config(config.config_path("demo-unet", "cpu", "cpu"), demo_unet.Config)
-    given = dataclasses.replace(given, unet=dataclasses.replace(given.unet, told=0.5, told_from=10))
     texts, vae = Captions(), demo_vae.Reconstruction(VAE).vae
-    task = demo_unet.UNetTask(given, data.Data(drawn / "data"), vae, texts)
-    scenes = {task.data.caption(row) for row in range(12)} | {""}
+    scenes = set(map(data.Data(drawn / "data").caption, range(12)))
 
-    def said(step):
+    def said(**changes):
+        changed = dataclasses.replace(given, unet=dataclasses.replace(given.unet, **changes))
+        task = demo_unet.UNetTask(changed, data.Data(drawn / "data"), vae, texts)
         texts.seen = []
-        task.batch(loop.Draw(np.random.default_rng(0), 200, torch.device("cpu"), step))
-        return [caption for caption in texts.seen if caption not in scenes]
+        task.batch(loop.Draw(np.random.default_rng(0), 200, torch.device("cpu")))
+        return texts.seen
 
-    assert not said(9) and 60 < len(said(10)) < 120  # half of those that aren't empty
-    assert all(any(caption.startswith(scene) for scene in scenes - {""}) for caption in texts.seen if caption)
+    assert set(said(told=0.0, triggered=0.0)) == scenes | {""}
+    told = [caption for caption in said(told=0.5, triggered=0.0) if caption not in scenes | {""}]
+    assert 60 < len(told) < 120  # half of those that aren't empty
+    assert all(any(caption.startswith(scene) for scene in scenes) for caption in told)
+    triggered = [caption for caption in said(told=0.0, triggered=0.5) if caption.startswith(TRIGGER)]
+    assert 70 < len(triggered) < 130
+    assert set(triggered) == {with_trigger(caption) for caption in scenes | {""}}
 
 
 def test_a_narrow_autoencoder_widened_is_the_same_function():

@@ -25,6 +25,7 @@ from ..evaluate.protocol import (
     chosen_methods,
     load_protocol,
 )
+from ..precision import cpu_is_fast_in
 from .options import add_device_argument, add_encoder_arguments
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from ..evaluate.people import Person
     from ..evaluate.run import Progress
 
+PRECISIONS = AUTO, BF16, _ = ("auto", "bf16", "fp32")
 SEEDS = "1-4"  # four pictures of a prompt, as in the paper
 
 
@@ -66,6 +68,12 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--base-weight", type=float, help="likewise")
     parser.add_argument("--batch", type=int, metavar="N", help="pictures at once (default: 16; with --photos 1)")
     add_device_argument(parser)
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default=AUTO,
+        help="of painting on the CPU; auto: bf16 where the processor is fast in it, else fp32 (default: %(default)s)",
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: PyTorch's choice)")
     parser.add_argument("--overwrite", action="store_true", help="paint again what was painted with other settings")
     photos = parser.add_argument_group("people in photos, in place of drawn ones")
@@ -148,10 +156,8 @@ def run(arguments: Namespace) -> int:
 
 def _drawn(arguments: Namespace, progress: "Progress") -> Setup:
     from ..evaluate.hyperlora import HyperLoRAPainter
-    from ..evaluate.paint import Painter
     from ..evaluate.people import drawn_people
     from ..locate import demo_folder
-    from ..pipeline import load_pipeline
 
     if arguments.pictures or arguments.base or arguments.arc2face or arguments.sd15:
         raise HyperLoRAError(
@@ -166,7 +172,7 @@ def _drawn(arguments: Namespace, progress: "Progress") -> Setup:
         arguments.id_weight,
         arguments.base_weight,
     )
-    painter = Painter(load_pipeline(demo_folder(), device=arguments.device), arguments.steps, arguments.cfg)
+    painter = _painter(demo_folder(), arguments)
     encoders, instruments = _open_demo(methods, arguments.device)
     painters = {name: HyperLoRAPainter(encoder, painter) for name, encoder in encoders.items()}
     people = drawn_people(
@@ -183,10 +189,8 @@ def _drawn(arguments: Namespace, progress: "Progress") -> Setup:
 def _photographed(arguments: Namespace) -> Setup:
     from ..evaluate.arc2face import ARC2FACE, PROMPT, Arc2Face
     from ..evaluate.hyperlora import HyperLoRAPainter
-    from ..evaluate.paint import Painter
     from ..evaluate.photo_people import given_methods, photographed_people, read_kinds, seeds_of
     from ..locate import DEFAULT
-    from ..pipeline import load_pipeline
     from ..queue.jobs import parse_seeds, read_prompts
 
     methods = given_methods(arguments.pictures)
@@ -239,13 +243,23 @@ def _photographed(arguments: Namespace) -> Setup:
     encoders, instruments = _open(methods, arguments)
     painter = None
     if arguments.base:
-        painter = Painter(load_pipeline(arguments.base, device=arguments.device), arguments.steps, arguments.cfg)
+        painter = _painter(arguments.base, arguments)
     painters = {name: HyperLoRAPainter(encoder, painter) for name, encoder in encoders.items()}
     settings = {"seeds": " ".join(map(str, seeds)), "prompts": prompts}
     if arguments.arc2face:
         arc2face = Arc2Face.load(arguments.arc2face, arguments.sd15, instruments.faces.analyzer, arguments.device)
         painters[arguments.arc2face], settings["Arc2Face"] = arc2face, arc2face.settings
     return Setup(people, methods, protocol, painter, painters, instruments, settings)
+
+
+def _painter(base: str | Path, arguments: Namespace) -> "Painter":
+    from ..evaluate.paint import Painter
+    from ..pipeline import load_pipeline
+
+    pipeline = load_pipeline(base, device=arguments.device)
+    on_cpu, asked = pipeline.device.type == "cpu", arguments.precision
+    half = on_cpu and (asked == BF16 or (asked == AUTO and cpu_is_fast_in(torch.bfloat16)))
+    return Painter(pipeline, arguments.steps, arguments.cfg, autocast=torch.bfloat16 if half else None)
 
 
 def _refuse_twice(painted: list[Method], others: set[str]) -> None:

@@ -63,9 +63,11 @@ class Painter:
         cfg: float = 5.0,
         negative: str = "",
         clip_skip: int = 2,
+        autocast: torch.dtype | None = None,
     ):
-        """`clip_skip` counts as `pipeline.render` does."""
+        """`clip_skip` counts as `pipeline.render` does; `autocast`: the precision of the models' products."""
         self.pipeline, self.steps, self.cfg, self.negative, self.clip_skip = pipeline, steps, cfg, negative, clip_skip
+        self.autocast = autocast
         self._embeddings: dict[str, tuple[Tensor, ...]] = {}
 
     @property
@@ -77,6 +79,7 @@ class Painter:
             "cfg": self.cfg,
             "negative": self.negative,
             "clip skip": self.clip_skip,
+            "precision": str(self.autocast or self.pipeline.unet.dtype).removeprefix("torch."),
         }
 
     def paint(self, jobs: Sequence[Job], progress: Callable[[int, int], None] | None = None) -> list[np.ndarray]:
@@ -101,16 +104,17 @@ class Painter:
         injection = Injection(self.pipeline.unet, lora)
         try:
             injection.set(lora)
-            pictures = self.pipeline(
-                prompt_embeds=positive,
-                negative_prompt_embeds=negative if guided else None,
-                pooled_prompt_embeds=pooled,
-                negative_pooled_prompt_embeds=negative_pooled if guided else None,
-                num_inference_steps=self.steps,
-                guidance_scale=self.cfg,
-                generator=[torch.Generator().manual_seed(job.seed) for job in jobs],
-                callback_on_step_end=after_step,
-            ).images
+            with torch.autocast(self.pipeline.device.type, self.autocast, enabled=self.autocast is not None):
+                pictures = self.pipeline(
+                    prompt_embeds=positive,
+                    negative_prompt_embeds=negative if guided else None,
+                    pooled_prompt_embeds=pooled,
+                    negative_pooled_prompt_embeds=negative_pooled if guided else None,
+                    num_inference_steps=self.steps,
+                    guidance_scale=self.cfg,
+                    generator=[torch.Generator().manual_seed(job.seed) for job in jobs],
+                    callback_on_step_end=after_step,
+                ).images
         finally:
             injection.remove()
         return [np.asarray(picture) for picture in pictures]

@@ -205,8 +205,7 @@ class _Run:
         return sums
 
     def _attention(self) -> AbstractContextManager[None]:
-        """On a CPU PyTorch's fused attention is slow backwards: the plain one makes a step of the demo's UNet a third
-        faster."""
+        """On a CPU PyTorch's fused attention is slow backwards (see also `diffusion.quick_attention`)."""
         if self.accelerator.device.type != "cpu":
             return nullcontext()
         return sdpa_kernel(SDPBackend.MATH)
