@@ -300,7 +300,7 @@ def test_stages_train_resume_and_export_a_model_that_paints(tmp_path, capsys):
     drawn = tmp_path / "train"
     data.draw_data(drawn / "data", dataclasses.replace(DATA, people=2))
     common = ["--out", str(drawn), "--device", "cpu", "--threads", "1", "--base", str(tmp_path / "demo")]
-    assert main(["train", "demo-unet", *common]) == 2 and "isn't a diffusers model" in capsys.readouterr().err
+    assert main(["train", "demo-unet", *common]) == 2 and "doesn't exist. Give an SDXL" in capsys.readouterr().err
     make_demo(tmp_path / "demo")
     for stage, changes in MINIATURE.items():
         text = config.config_path(stage, "cpu", "cpu").read_text()
