@@ -331,7 +331,7 @@ def test_stages_train_resume_and_export_a_model_that_paints(tmp_path, capsys):
     style = config.load_config(tmp_path / "demo-style.toml", demo_unet.Config)
     second = demo_unet.make_task(style, sources, "style")
     begun, ended = second.module.state_dict(), demo_unet.trained(drawn / "unet").state_dict()
-    assert all(torch.equal(begun[name], value) for name, value in ended.items())
+    assert all(torch.equal(begun[name], value.half().float()) for name, value in ended.items())
     assert np.abs(second.latents.get(rows) - first).mean() > 0.05
     shipped, other = ((tmp_path / name / "sdxl/unet").glob("*.safetensors") for name in ("demo", "style"))
     assert next(shipped).read_bytes() != next(other).read_bytes()
