@@ -3,9 +3,8 @@ person's, with the mean person's and with none, on the same noise.
 
     python -m benchmarks.likeness --out outputs/train --stage id-embedding
 
-A stage is at work as soon as the right person's error is the lowest, some hundred steps before pictures show it. The share
-is what of the coefficients' squares differs between people: near 0, the branch writes one LoRA for everybody. The exit
-status is 1 unless the right person's error is the lowest.
+The photos are those of the training. The share is what of the coefficients' squares differs between people. The exit status is 1 unless the right person's error is
+the lowest.
 """
 
 import argparse
@@ -64,7 +63,9 @@ def errors(task: stage.StageTask, number: int) -> tuple[dict[str, Tensor], Tenso
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="of `hyperlora train`")
-    parser.add_argument("--stage", default="id-embedding", help="default: %(default)s")
+    parser.add_argument(
+        "--stage", choices=("id-clip", "id-embedding"), default="id-embedding", help="default: %(default)s"
+    )
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="default: data in --out")
     parser.add_argument("--base", type=Path, default=demo_folder(), metavar="SDXL", help="default: the demo's")
     parser.add_argument("--clip", type=Path, default=demo_folder() / DEMO_CLIP, metavar="CLIP", help="likewise")

@@ -71,6 +71,13 @@ def test_lora_noise_and_prompt_each_make_a_difference(pipeline, loras):
         assert np.abs(other.astype(int) - picture).max() > 2, changed[:2]
 
 
+def test_half_precision_paints_nearly_the_same_and_says_so(pipeline, loras):
+    job, half = Job(PROMPTS[0], 5, loras[0]), Painter(pipeline, steps=1, autocast=torch.bfloat16)
+    picture, other = half.paint([job])[0].astype(int), Painter(pipeline, steps=1).paint([job])[0]
+    assert 0 < np.abs(picture - other).mean() < 4
+    assert half.settings["precision"] == "bfloat16" and Painter(pipeline).settings["precision"] == "float32"
+
+
 def test_without_a_lora_it_is_the_base_model(pipeline, loras):
     painter = Painter(pipeline, steps=1)
     painter.paint([Job(PROMPTS[0], 5, loras[0])])

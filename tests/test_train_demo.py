@@ -391,3 +391,10 @@ def test_the_autoencoder_starts_with_every_pictures_colour():
     # in the middle, far from the zeros beyond a picture's edge
     assert (decoded[:, :, 63, 63] - colours).abs().mean() < 0.15 * colours.abs().mean()
     assert torch.allclose(latents[:, :3, 7:9, 7:9].std((0, 2, 3)), torch.ones(3), atol=0.1)
+
+
+def test_a_second_training_in_a_process_may_have_another_precision():
+    given = config.load_config(config.config_path("demo-unet", "cpu", "cpu"), demo_unet.Config).loop
+    for precision in ("no", "bf16", "no"):
+        made = loop.make_accelerator(dataclasses.replace(given, precision=precision), "cpu")
+        assert made.mixed_precision == precision

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import likeness
 from hyperlora_core import HyperLoRAError, load_hyperlora
 from hyperlora_core.demo import sdxl
 from hyperlora_core.demo.hyperlora import HyperLoRASize, unet_modules
@@ -83,6 +84,18 @@ def trained(sources):
         assert loop.train(task, short(name), sources.root / name, "cpu") == SHORT["steps"]
         seen[name] = (before, loss_on(task), model, fingerprint(task.module.unet))
     return seen
+
+
+def test_likeness_compares_the_right_person_with_others(trained, sources):
+    task = likeness.trained_stage(sources, "id-embedding")
+    for key, value in network_at(sources, "id-embedding", trained_too=True).items():
+        assert torch.equal(value, dict(task.module.network.named_parameters())[key.removeprefix("network.")]), key
+    by_whose, steps, share = likeness.errors(task, 0)
+    assert steps.shape == (likeness.BATCH,) and 0 < share < 1
+    assert all(errors.shape == (likeness.BATCH,) for errors in by_whose.values())
+    # the network has learned, and another person's LoRA is another one
+    assert by_whose[likeness.RIGHT].mean() < by_whose[likeness.NONE].mean()
+    assert (by_whose[likeness.RIGHT] - by_whose[likeness.OTHER]).abs().max() > 1e-5
 
 
 def network_at(sources, name, trained_too=False):

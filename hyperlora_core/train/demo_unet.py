@@ -149,8 +149,7 @@ class UNetTask:
             caption = self.data.caption(row)
             if rng.random() < self.config.told:
                 caption = picture_caption(caption, training_identity(int(self.data.people[row])), rng)
-        # Rare words mean nothing to SDXL. To this one they would be strange: untrained, it was 9 % worse with them, and
-        # to mend that, alike for everybody, was all that a HyperLoRA beside it learned
+        # a model that never met these words was 9 % worse with them, which a HyperLoRA then mends, alike for everybody
         return with_trigger(caption) if rng.random() < self.config.triggered else caption
 
     def _encode(self, rows: np.ndarray) -> np.ndarray:

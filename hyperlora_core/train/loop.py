@@ -95,7 +95,8 @@ def make_accelerator(loop: LoopConfig, device: str) -> Any:
         precision = "bf16" if not on_cpu or cpu_is_fast_in(torch.bfloat16) else "no"
     state = accelerate.state.AcceleratorState
     if state._shared_state and accelerate.PartialState().num_processes == 1:
-        state._reset_state(reset_partial_state=True)  # else a second training in this process must be as the first
+        # accelerate keeps the first training's precision for the process, and offers no public way to let go of it
+        state._reset_state(reset_partial_state=True)
     return accelerate.Accelerator(
         cpu=device == "cpu", mixed_precision=precision, gradient_accumulation_steps=loop.accumulation
     )

@@ -33,7 +33,7 @@ class Network(nn.Module):
         self.hyper: HyperLoRA = assemble(list(modules), random_hyperlora(modules, size, seed))
         self.encoder, self.basis = self.hyper.encoder, self.hyper.basis
         self.conditions = size.conditions
-        if len(self.conditions) > 1:  # what reads the embedding comes last: begun at random it drowns the CLIP tokens
+        if len(self.conditions) > 1:  # what reads the embedding comes last and must begin by changing nothing
             for block in self.encoder["resampler"].layers:
                 nn.init.zeros_(block.attn2.to_out[0].weight)
 
