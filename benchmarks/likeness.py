@@ -3,8 +3,8 @@ person's, with the mean person's and with none, on the same noise.
 
     python -m benchmarks.likeness --out outputs/train --stage id-embedding
 
-The photos are those of the training. The share is what of the coefficients' squares differs between people. The exit status is 1 unless the right person's error is
-the lowest.
+The photos are those of the training. The share is what of the coefficients' squares differs between people. The exit status is
+1 unless the right person's error is the lowest.
 """
 
 import argparse
