@@ -17,7 +17,7 @@ from hyperlora_core.locate import DEMO_CLIP, demo_folder
 from hyperlora_core.prompt import TRIGGER
 from hyperlora_core.train import config, data, diffusion, loop, stage
 from hyperlora_core.train.features import memory_mapped
-from hyperlora_core.train.network import Network, group_of
+from hyperlora_core.train.network import Network, group_of, spread_loss
 from hyperlora_core.train.sources import Sources
 
 for package in ("accelerate", "diffusers", "transformers", "open_clip", "matplotlib"):
@@ -147,7 +147,7 @@ def test_killed_and_resumed_is_as_if_never_stopped(trained, sources):
 
 @pytest.fixture(scope="module")
 def task(trained, sources):
-    return stage.make_task(short("id-embedding", other_photo=1.0, caption_dropout=0.5), sources, "id-embedding")
+    return stage.make_task(short("id-embedding", other_photo=1.0, caption_dropout=0.5, spread=0.0), sources, "id-embedding")
 
 
 def drawn(task, batch=8, seed=0):
@@ -234,6 +234,16 @@ def test_face_weights():
     assert torch.equal(weights[1], torch.ones(1, 4, 4))
 
 
+def test_spread_is_least_where_people_differ_alike_in_all_directions():
+    people = torch.eye(4).repeat(2, 1)
+    people[4:] *= -1  # mean 0, and a quarter of the variance in each of four directions
+    even = people[:, None].expand(-1, 3, -1)
+    assert spread_loss(even) == pytest.approx(0, abs=1e-3)
+    skewed = torch.nn.functional.normalize(even * torch.tensor([4.0, 1.0, 1.0, 1.0]), dim=-1) + 0.0
+    skewed = skewed[[0, 0, 0, 1, 4, 4, 4, 5]]
+    assert 0.1 < spread_loss(skewed) < spread_loss(even[:1].expand(8, -1, -1)) < 10, "alike for all is the worst, and finite"
+
+
 @pytest.mark.parametrize("group", ("embedding", "clip", "base"))
 def test_what_is_alike_for_everybody_begins_at_nothing(group):
     network = Network(unet_modules(sdxl.unet_config(BASE)), SIZE, seed=0)
@@ -295,7 +305,9 @@ def another_precision():
 
 @pytest.mark.usefixtures("another_precision")
 def test_precision_checkpointing_and_accumulation_together(trained, sources, tmp_path):
-    changed = short("id-embedding", steps=2, batch=2, accumulation=2, precision="bf16", checkpointing=True)
+    changed = short(
+        "id-embedding", steps=2, batch=2, accumulation=2, spread=0.0, precision="bf16", checkpointing=True
+    )
     assert loop.train(stage.make_task(changed, sources, "x"), changed, tmp_path, "cpu") == 2
     state = loop.read_checkpoint(tmp_path / loop.CHECKPOINT)
     assert all(torch.isfinite(value).all() and value.dtype == torch.float32 for value in state["module"].values())
@@ -371,6 +383,7 @@ def test_export_is_a_checkpoint_that_every_loader_reads(trained, sources, task, 
         ({"conditions": ("clip", "embedding")}, {}, "hyperlora.conditions must be"),
         ({"base_rank": 0}, {}, "base_rank at least 1"),
         ({}, {"scenarios": (0.9, 0.2, 0.0)}, "must sum to 1"),
+        ({}, {"batch": 4}, "stage.spread looks at .* in hyperlora.bases = 4 directions, which loop.batch = 4"),
         ({}, {"start": ("base-lora", "nowhere")}, "There is no .*nowhere.* train that model first"),
         ({"rank": 3}, {}, "was trained with other sizes .*give all stages the same"),
         ({"clip_width": 64}, {}, "makes tokens of 128 channels, but hyperlora.clip_width is 64"),
