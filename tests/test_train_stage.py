@@ -37,7 +37,7 @@ SIZE = HyperLoRASize(
 )  # fmt: skip
 SHORT = {
     "steps": 40, "batch": 8, "rate": 1e-2, "warmup": 2, "cooldown": 0.3, "save_every": 20, "sample_every": 1000, "sheet_steps": 1,
-    "bases_pace": 1.0, "weights": "plain", "steps_drawn": (),  # an untrained model has nothing to tell where there is mostly noise
+    "bases_pace": 1.0, "spread": 0.0, "weights": "plain", "steps_drawn": (),  # an untrained model has nothing to tell where there is mostly noise
 }  # fmt: skip
 
 
@@ -147,7 +147,7 @@ def test_killed_and_resumed_is_as_if_never_stopped(trained, sources):
 
 @pytest.fixture(scope="module")
 def task(trained, sources):
-    return stage.make_task(short("id-embedding", other_photo=1.0, caption_dropout=0.5, spread=0.0), sources, "id-embedding")
+    return stage.make_task(short("id-embedding", other_photo=1.0, caption_dropout=0.5), sources, "id-embedding")
 
 
 def drawn(task, batch=8, seed=0):
@@ -241,7 +241,20 @@ def test_spread_is_least_where_people_differ_alike_in_all_directions():
     assert spread_loss(even) == pytest.approx(0, abs=1e-3)
     skewed = torch.nn.functional.normalize(even * torch.tensor([4.0, 1.0, 1.0, 1.0]), dim=-1) + 0.0
     skewed = skewed[[0, 0, 0, 1, 4, 4, 4, 5]]
-    assert 0.1 < spread_loss(skewed) < spread_loss(even[:1].expand(8, -1, -1)) < 10, "alike for all is the worst, and finite"
+    assert 0.1 < spread_loss(skewed) < spread_loss(even[:1].expand(8, -1, -1)) < 10, (
+        "alike for all is the worst, and finite"
+    )
+
+
+def test_spread_joins_the_loss_and_steers_the_encoder(sources):
+    module = stage.make_task(short("id-embedding", start=(), spread=0.1), sources, "x").module
+    batch = drawn(stage.make_task(short("id-embedding", start=()), sources, "x"))
+    spread = module(**batch)["spread"]
+    coefficients = module.network.coefficients(batch["embeds"], batch["tokens"])
+    assert float(spread) == pytest.approx(0.1 * float(spread_loss(coefficients)), rel=1e-4)
+    spread.backward()
+    assert module.network.encoder["resampler"].proj_out.weight.grad.abs().max() > 0
+    assert all(p.grad is None for p in module.network.basis.parameters()), "bases don't decide how people differ"
 
 
 @pytest.mark.parametrize("group", ("embedding", "clip", "base"))
@@ -305,9 +318,7 @@ def another_precision():
 
 @pytest.mark.usefixtures("another_precision")
 def test_precision_checkpointing_and_accumulation_together(trained, sources, tmp_path):
-    changed = short(
-        "id-embedding", steps=2, batch=2, accumulation=2, spread=0.0, precision="bf16", checkpointing=True
-    )
+    changed = short("id-embedding", steps=2, batch=2, accumulation=2, precision="bf16", checkpointing=True)
     assert loop.train(stage.make_task(changed, sources, "x"), changed, tmp_path, "cpu") == 2
     state = loop.read_checkpoint(tmp_path / loop.CHECKPOINT)
     assert all(torch.isfinite(value).all() and value.dtype == torch.float32 for value in state["module"].values())
@@ -383,7 +394,11 @@ def test_export_is_a_checkpoint_that_every_loader_reads(trained, sources, task, 
         ({"conditions": ("clip", "embedding")}, {}, "hyperlora.conditions must be"),
         ({"base_rank": 0}, {}, "base_rank at least 1"),
         ({}, {"scenarios": (0.9, 0.2, 0.0)}, "must sum to 1"),
-        ({}, {"batch": 4}, "stage.spread looks at .* in hyperlora.bases = 4 directions, which loop.batch = 4"),
+        (
+            {},
+            {"batch": 4, "spread": 0.1},
+            "stage.spread looks at .* in hyperlora.bases = 4 directions, which loop.batch = 4",
+        ),
         ({}, {"start": ("base-lora", "nowhere")}, "There is no .*nowhere.* train that model first"),
         ({"rank": 3}, {}, "was trained with other sizes .*give all stages the same"),
         ({"clip_width": 64}, {}, "makes tokens of 128 channels, but hyperlora.clip_width is 64"),
