@@ -37,7 +37,8 @@ SIZE = HyperLoRASize(
 )  # fmt: skip
 SHORT = {
     "steps": 40, "batch": 8, "rate": 1e-2, "warmup": 2, "cooldown": 0.3, "save_every": 20, "sample_every": 1000, "sheet_steps": 1,
-    "bases_pace": 1.0, "spread": 0.0, "weights": "plain", "steps_drawn": (),  # an untrained model has nothing to tell where there is mostly noise
+    "bases_pace": 1.0, "spread": 0.0,
+    "weights": "plain", "steps_drawn": (),  # an untrained model has nothing to tell where there is mostly noise
 }  # fmt: skip
 
 
@@ -251,7 +252,7 @@ def test_spread_joins_the_loss_and_steers_the_encoder(sources):
     batch = drawn(stage.make_task(short("id-embedding", start=()), sources, "x"))
     spread = module(**batch)["spread"]
     coefficients = module.network.coefficients(batch["embeds"], batch["tokens"])
-    assert float(spread) == pytest.approx(0.1 * float(spread_loss(coefficients)), rel=1e-4)
+    assert spread.item() == pytest.approx(0.1 * spread_loss(coefficients).item(), rel=1e-4)
     spread.backward()
     assert module.network.encoder["resampler"].proj_out.weight.grad.abs().max() > 0
     assert all(p.grad is None for p in module.network.basis.parameters()), "bases don't decide how people differ"
