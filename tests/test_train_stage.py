@@ -240,8 +240,7 @@ def test_spread_is_least_where_people_differ_alike_in_all_directions():
     people[4:] *= -1  # mean 0, and a quarter of the variance in each of four directions
     even = people[:, None].expand(-1, 3, -1)
     assert spread_loss(even) == pytest.approx(0, abs=1e-3)
-    skewed = torch.nn.functional.normalize(even * torch.tensor([4.0, 1.0, 1.0, 1.0]), dim=-1) + 0.0
-    skewed = skewed[[0, 0, 0, 1, 4, 4, 4, 5]]
+    skewed = even[[0, 0, 0, 1, 4, 4, 4, 5]]  # two directions, one of them seldom
     assert 0.1 < spread_loss(skewed) < spread_loss(even[:1].expand(8, -1, -1)) < 10, (
         "alike for all is the worst, and finite"
     )
