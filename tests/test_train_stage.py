@@ -384,6 +384,15 @@ def test_export_is_a_checkpoint_that_every_loader_reads(trained, sources, task, 
     assert torch.allclose((pair.down[0] @ pair.up[0]).T, product, atol=5e-3)
 
 
+def test_what_a_stage_has_not_read_says_nothing_in_its_export(trained, sources, task, tmp_path):
+    hyper = load_hyperlora(stage.export(sources, "id-clip", tmp_path / "hyper_lora"))
+    batch = drawn(task, 2)
+    one, other = (hyper.coefficients(batch["tokens"][:1], batch["embeds"][i : i + 1]) for i in range(2))
+    assert torch.equal(one, other)
+    one, other = (hyper.coefficients(batch["tokens"][i : i + 1], batch["embeds"][:1]) for i in range(2))
+    assert not torch.equal(one, other)
+
+
 @pytest.mark.parametrize(
     ("size", "changes", "said"),
     [

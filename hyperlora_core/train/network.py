@@ -33,9 +33,6 @@ class Network(nn.Module):
         self.hyper: HyperLoRA = assemble(list(modules), random_hyperlora(modules, size, seed))
         self.encoder, self.basis = self.hyper.encoder, self.hyper.basis
         self.conditions = size.conditions
-        if len(self.conditions) > 1:  # what reads the embedding comes last and must begin by changing nothing
-            for block in self.encoder["resampler"].layers:
-                nn.init.zeros_(block.attn2.to_out[0].weight)
 
     def keys(self) -> list[str]:
         """The LoRA keys of all layers."""
@@ -58,6 +55,12 @@ class Network(nn.Module):
             against = -layer.weight @ inputs.to(layer.weight).flatten(0, -2).mean(0)
             # no `if`: the estimate goes through here with tensors that have no values
             layer.bias.copy_(torch.where(layer.bias.any(), layer.bias, against))
+
+    def silence(self, condition: str) -> None:
+        """What reads this condition changes nothing, as if it were bypassed: for a checkpoint that hasn't learned to yet."""
+        first = condition == self.conditions[0]
+        for block in self.encoder["resampler"].layers:
+            nn.init.zeros_((block.attn2 if first else block.attn3).to_out[0].weight)
 
     def _first_layer(self, group: str) -> nn.Linear:
         if group == "embedding":

@@ -353,6 +353,8 @@ def export(sources: Sources, name: str, folder: Path) -> Path:
     config = load_trained_config(checkpoint, Config)
     network = make_network(config, load_pipeline(sources.base, device="cpu").unet, sources.root)
     take_over(network, checkpoint)
+    for condition in set(config.hyperlora.conditions) - set(config.stage.conditions):
+        network.silence(condition)
     network.save(folder, open_photos(sources.data).recognition)
     return folder
 
