@@ -40,7 +40,7 @@ UNET_KEYS = ["unet.start", "unet.style", "unet.caption_dropout", "unet.told", "u
              "unet.weights", "unet.steps_drawn"]  # fmt: skip
 STAGE_KEYS = ["stage.start", "stage.trains", "stage.conditions", "stage.scenarios", "loop.steps", "loop.batch",
               "loop.accumulation", "loop.rate", "loop.warmup", "loop.cooldown", "loop.ema_decay", "loop.precision",
-              "stage.base_off", "stage.other_photo", "stage.caption_dropout", "stage.bases_pace",
+              "stage.base_off", "stage.other_photo", "stage.caption_dropout", "stage.bases_pace", "stage.spread",
               "stage.face_weight", "stage.weights",
               "stage.steps_drawn", "stage.checkpointing", "stage.cache"]  # fmt: skip
 SIZE_KEYS = [f"hyperlora.{field.name}" for field in dataclasses.fields(HyperLoRASize)]
@@ -113,7 +113,7 @@ def test_sdxl_has_the_papers_numbers():
             "plain",
             0.0,
         )
-        assert not values["stage.steps_drawn"] and values["stage.bases_pace"] == 1
+        assert not values["stage.steps_drawn"] and values["stage.bases_pace"] == 1 and not values["stage.spread"]
 
 
 @pytest.mark.parametrize(

@@ -246,7 +246,7 @@ def small_stage(checkpointing):
     own = config.load_config(config.config_path("id-embedding", "cpu", "cpu"), stage.Config).stage
     network.choose(own.trains)
     losses = pulid.PuLID(ALL, Recognised(), torch.linspace(0.999, 0.005, 1000))
-    module = stage.Stage(network, unet, dataclasses.replace(own, checkpointing=checkpointing), losses)
+    module = stage.Stage(network, unet, dataclasses.replace(own, spread=0.0, checkpointing=checkpointing), losses)
     if checkpointing:
         unet.enable_gradient_checkpointing(module.injection.repeat)
     given = torch.Generator().manual_seed(0)

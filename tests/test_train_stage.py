@@ -17,7 +17,7 @@ from hyperlora_core.locate import DEMO_CLIP, demo_folder
 from hyperlora_core.prompt import TRIGGER
 from hyperlora_core.train import config, data, diffusion, loop, stage
 from hyperlora_core.train.features import memory_mapped
-from hyperlora_core.train.network import Network, group_of
+from hyperlora_core.train.network import Network, group_of, spread_loss
 from hyperlora_core.train.sources import Sources
 
 for package in ("accelerate", "diffusers", "transformers", "open_clip", "matplotlib"):
@@ -37,7 +37,7 @@ SIZE = HyperLoRASize(
 )  # fmt: skip
 SHORT = {
     "steps": 40, "batch": 8, "rate": 1e-2, "warmup": 2, "cooldown": 0.3, "save_every": 20, "sample_every": 1000, "sheet_steps": 1,
-    "bases_pace": 1.0,
+    "bases_pace": 1.0, "spread": 0.0,
     "weights": "plain", "steps_drawn": (),  # an untrained model has nothing to tell where there is mostly noise
 }  # fmt: skip
 
@@ -235,6 +235,28 @@ def test_face_weights():
     assert torch.equal(weights[1], torch.ones(1, 4, 4))
 
 
+def test_spread_is_least_where_people_differ_alike_in_all_directions():
+    people = torch.eye(4).repeat(2, 1)
+    people[4:] *= -1  # mean 0, and a quarter of the variance in each of four directions
+    even = people[:, None].expand(-1, 3, -1)
+    assert spread_loss(even) == pytest.approx(0, abs=1e-3)
+    skewed = even[[0, 0, 0, 1, 4, 4, 4, 5]]  # two directions, one of them seldom
+    assert 0.1 < spread_loss(skewed) < spread_loss(even[:1].expand(8, -1, -1)) < 10, (
+        "alike for all is the worst, and finite"
+    )
+
+
+def test_spread_joins_the_loss_and_steers_the_encoder(sources):
+    module = stage.make_task(short("id-embedding", start=(), spread=0.1), sources, "x").module
+    batch = drawn(stage.make_task(short("id-embedding", start=()), sources, "x"))
+    spread = module(**batch)["spread"]
+    coefficients = module.network.coefficients(batch["embeds"], batch["tokens"])
+    assert spread.item() == pytest.approx(0.1 * spread_loss(coefficients).item(), rel=1e-4)
+    spread.backward()
+    assert module.network.encoder["resampler"].proj_out.weight.grad.abs().max() > 0
+    assert all(p.grad is None for p in module.network.basis.parameters()), "bases don't decide how people differ"
+
+
 @pytest.mark.parametrize("group", ("embedding", "clip", "base"))
 def test_what_is_alike_for_everybody_begins_at_nothing(group):
     network = Network(unet_modules(sdxl.unet_config(BASE)), SIZE, seed=0)
@@ -381,6 +403,11 @@ def test_what_a_stage_has_not_read_says_nothing_in_its_export(trained, sources, 
         ({"conditions": ("clip", "embedding")}, {}, "hyperlora.conditions must be"),
         ({"base_rank": 0}, {}, "base_rank at least 1"),
         ({}, {"scenarios": (0.9, 0.2, 0.0)}, "must sum to 1"),
+        (
+            {},
+            {"batch": 4, "spread": 0.1},
+            "stage.spread looks at .* in hyperlora.bases = 4 directions, which loop.batch = 4",
+        ),
         ({}, {"start": ("base-lora", "nowhere")}, "There is no .*nowhere.* train that model first"),
         ({"rank": 3}, {}, "was trained with other sizes .*give all stages the same"),
         ({"clip_width": 64}, {}, "makes tokens of 128 channels, but hyperlora.clip_width is 64"),

@@ -98,6 +98,22 @@ class Network(nn.Module):
         save_hyperlora(hyper, folder, {RECOGNITION: recognition})
 
 
+def spread_loss(coefficients: Tensor) -> Tensor:
+    """How far people's coefficients [n, 8 * modules, K] are from varying alike in all of their K directions; at best 0.
+
+    The covariance over people of each row's coefficients has K variances that sum to 1 at most: the loss is the mean of
+    log(1 / K) - log(variance). Without it the ID branch tells people apart in one or two directions, those of skin and
+    hair colour, and the features stay in the noise. After VICReg (arXiv 2105.04906) and CorInfoMax (arXiv 2209.10999),
+    which keep embeddings from collapsing so; not in HyperLoRA's paper.
+    """
+    n, _, k = coefficients.shape
+    with torch.autocast(coefficients.device.type, enabled=False):  # small variances beside large ones
+        apart = coefficients.float() - coefficients.float().mean(0)  # (n, l, K)
+        covariance = torch.einsum("nli,nlj->lij", apart, apart) / n
+        floor = 1e-4 / k * torch.eye(k, device=apart.device)  # the logarithm's, for directions in which nothing varies
+        return -torch.linalg.slogdet(k * (covariance + floor)).logabsdet.mean() / k
+
+
 def joined(one: Mapping[str, LowRank], other: Mapping[str, LowRank]) -> dict[str, LowRank]:
     """Two LoRAs on the same layers as one."""
     return {key: one[key].joined(other[key]) for key in one}

@@ -41,7 +41,7 @@ from .diffusion import check_weights
 from .drawn import open_photos
 from .features import FEATURES, RowCache
 from .loop import CHECKPOINT, Draw, load_trained_config, trained_values
-from .network import GROUPS, Network, joined
+from .network import GROUPS, Network, joined, spread_loss
 from .pulid import CrossAttentions, PuLID, PuLIDConfig, Seen, check_pulid, make_pulid
 from .sheets import sheet
 from .sources import Sources
@@ -68,6 +68,7 @@ class StageConfig:
     other_photo: float  # chance that the ID branch reads another photo of the person, where there is one
     caption_dropout: float  # chance that nothing but the trigger words, if any, is left of a caption
     bases_pace: float  # the bases learn at so many times the rate
+    spread: float  # weight of network.spread_loss, while the ID branch trains; 0: as in the paper, without
     face_weight: float  # weight of the loss inside the face's box; 1: as everywhere
     weights: str  # of diffusion.WEIGHTS; the paper's loss is plain
     steps_drawn: tuple[float, ...]  # mean and deviation of the steps' logits (diffusion.py); empty: all alike, as there
@@ -132,13 +133,15 @@ class Stage(BesideUNet):
             with torch.no_grad(), self._watched() as without:
                 kept = self._predict(*_rows(inputs, base, held)).to(noise)
                 target = noise.index_put((held,), torch.where(told[held].view(-1, 1, 1, 1), noise[held], kept))
-        ones = torch.ones(len(noisy), device=noisy.device)
-        person = self.network.low_rank(self.network.coefficients(embeds, tokens), "id", ones)
+        coefficients = self.network.coefficients(embeds, tokens)
+        person = self.network.low_rank(coefficients, "id", torch.ones(len(noisy), device=noisy.device))
         both = joined(person, base)
         with self._watched() as with_id:
             errors = self._errors(inputs, both, target, weights)
         names = {RECONSTRUCT: "reconstruct", ID_ALONE: "ID alone", BESIDE_BASE: "beside base"}
         losses = {name: (errors * (scenarios == scenario)).sum() / len(errors) for scenario, name in names.items()}
+        if self.config.spread:
+            losses["spread"] = self.config.spread * spread_loss(coefficients)
         if self.attentions is not None:
             losses |= self.pulid.alignment(*self.attentions.differences(without, with_id), told)
         if faces is not None:
@@ -322,6 +325,11 @@ def check(config: Config) -> None:
             f"stage.trains names {idle[0]}, which nothing goes through with stage.conditions {list(stage.conditions)}."
         )
     check_weights(stage.weights, "stage")
+    if stage.spread and config.loop.batch <= size.bases:
+        raise HyperLoRAError(
+            f"stage.spread looks at how people differ in hyperlora.bases = {size.bases} directions, which loop.batch = "
+            f"{config.loop.batch} pictures can't show: take more pictures than bases, or spread = 0.0."
+        )
     if config.pulid is not None:
         check_pulid(config.pulid, stage.conditions)
     if min(stage.scenarios) < 0 or abs(sum(stage.scenarios) - 1) > 1e-6:
