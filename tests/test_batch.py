@@ -272,7 +272,7 @@ def test_stopped_halfway(drawn, tmp_path, sent):
     said = process.communicate(timeout=120)[1]  # ends when the last process that holds stderr does
     before = files(out)
     whole = {name for name in both(*(f"person_{number}" for number in range(count))) if name in before}
-    assert 6 <= len(whole) < 2 * count
+    assert 6 <= len(whole) < 2 * count, said
     if sent is signal.SIGINT:
         assert process.returncode == 130 and "Traceback" not in said and "The same command goes on" in said
         assert set(before) == whole
