@@ -261,6 +261,8 @@ def test_stopped_halfway(drawn, tmp_path, sent):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # a shell's background job (nohup, a CI runner) ignores Ctrl-C, and so would what it starts
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while not output_path(out, LORAS, "person_2").exists():
         assert process.poll() is None, process.stderr.read()
