@@ -15,7 +15,7 @@ from hyperlora_core.cli import main
 from hyperlora_core.cli.train import HYPERLORA, STAGES
 from hyperlora_core.demo import sdxl
 from hyperlora_core.demo.hyperlora import HyperLoRASize, unet_modules
-from hyperlora_core.train import config, demo_clip, demo_unet, demo_vae, estimate, finetune, pulid, stage
+from hyperlora_core.train import config, demo_clip, demo_unet, demo_vae, estimate, finetune, pulid, reader, stage
 from hyperlora_core.train.data import DataConfig
 from hyperlora_core.train.network import GROUPS, Network
 
@@ -28,7 +28,8 @@ KINDS = {
     "demo-clip": demo_clip.Config,
     "demo-unet": demo_unet.Config,
     "demo-style": demo_unet.Config,
-    **dict.fromkeys(HYPERLORA, stage.Config),
+    **dict.fromkeys((*HYPERLORA, "id-people"), stage.Config),
+    "id-reader": reader.Config,
     "finetune": finetune.Config,
 }
 SHIPPED = sorted(path.relative_to(config.SHIPPED) for path in config.SHIPPED.glob("*/*.toml"))
@@ -43,6 +44,11 @@ STAGE_KEYS = ["stage.start", "stage.trains", "stage.conditions", "stage.scenario
               "stage.base_off", "stage.other_photo", "stage.caption_dropout", "stage.bases_pace", "stage.spread",
               "stage.face_weight", "stage.weights",
               "stage.steps_drawn", "stage.checkpointing", "stage.cache"]  # fmt: skip
+PEOPLE_KEYS = ["stage.start", "stage.trains", "stage.conditions", "stage.scenarios", "loop.steps", "loop.batch", "loop.rate",
+               "loop.ema_decay", "stage.base_off", "stage.bases_pace", "people.people", "people.start",
+               "people.pace"]  # fmt: skip
+READER_KEYS = ["reader.start", "reader.trains", "loop.steps", "loop.batch", "loop.rate", "loop.ema_decay",
+               "reader.directions", "reader.tokens", "reader.ridge", "reader.gain"]  # fmt: skip
 SIZE_KEYS = [f"hyperlora.{field.name}" for field in dataclasses.fields(HyperLoRASize)]
 TUNE_KEYS = ["loop.steps", "loop.batch", "loop.rate", "loop.warmup", "loop.cooldown", "loop.weight_decay",
              "loop.precision", "tune.caption_dropout", "tune.face_weight", "tune.weights", "tune.steps_drawn",
@@ -95,8 +101,9 @@ def test_every_command_that_reads_a_config_has_one():
 
 @pytest.mark.parametrize("profile", config.PROFILES)
 def test_stages_train_one_network(profile):
-    networks = [{k: v for k, v in shipped(profile, name).items() if k.startswith("hyperlora.")} for name in HYPERLORA]
-    assert networks[0] == networks[1] == networks[2]
+    names = HYPERLORA if profile == "sdxl" else (*HYPERLORA, "id-people", "id-reader")
+    networks = [{k: v for k, v in shipped(profile, name).items() if k.startswith("hyperlora.")} for name in names]
+    assert all(network == networks[0] for network in networks)
 
 
 def test_sdxl_has_the_papers_numbers():
@@ -122,6 +129,8 @@ def test_sdxl_has_the_papers_numbers():
         *rows(["gpu", "cpu"], ["demo-vae", "demo-clip", "demo-unet", "demo-style"], DEMO_KEYS),
         *rows(["gpu", "cpu"], ["demo-unet", "demo-style"], UNET_KEYS),
         *rows(["gpu", "cpu", "sdxl"], list(HYPERLORA), STAGE_KEYS),
+        *rows(["gpu", "cpu"], ["id-people"], PEOPLE_KEYS),
+        *rows(["gpu", "cpu"], ["id-reader"], READER_KEYS),
         *rows(["gpu", "cpu", "sdxl"], ["id-embedding"], SIZE_KEYS),
         *rows(["gpu", "cpu", "sdxl"], ["finetune"], TUNE_KEYS),
     ],

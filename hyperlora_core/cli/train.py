@@ -20,8 +20,8 @@ from .progress import following
 if TYPE_CHECKING:
     from ..train import loop
 
+HYPERLORA = ("base-lora", "id-clip", "id-embedding")  # the paper's stages
 # stage: its module in hyperlora_core.train and its folder in --out
-HYPERLORA = ("base-lora", "id-clip", "id-embedding")
 STAGES = {
     "demo-data": ("data", "data"),
     "demo-faces": ("demo_faces", "data"),
@@ -29,7 +29,11 @@ STAGES = {
     "demo-clip": ("demo_clip", "clip"),
     "demo-unet": ("demo_unet", "unet"),
     "demo-style": ("demo_unet", "style"),
-    **{name: ("stage", name) for name in HYPERLORA},
+    "base-lora": ("stage", "base-lora"),
+    "id-people": ("stage", "id-people"),
+    "id-reader": ("reader", "id-reader"),
+    "id-clip": ("stage", "id-clip"),
+    "id-embedding": ("stage", "id-embedding"),
 }
 
 

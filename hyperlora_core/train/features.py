@@ -2,12 +2,18 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..files import written_aside
+from ..fingerprint import fingerprint
+
+if TYPE_CHECKING:
+    from ..vision import VisionEncoder
+    from .photos import Photos
 
 FEATURES = "features"  # folder of a data folder
 BLOCK = 64  # rows computed at once
@@ -35,6 +41,26 @@ class RowCache:
                 self.values[block] = self.compute(block)
                 self.known[block] = 1
         return self.values[rows].astype(np.float32)
+
+
+def see(photos: "Photos", vision: "VisionEncoder", kind: str, rows: np.ndarray, device: torch.device) -> Tensor:
+    """The CLIP tokens [k, t, c] of what a branch looks at in the photos; `kind`: base or identity."""
+    pictures = photos.base_pictures(rows) if kind == "base" else photos.identity_pictures(rows)
+    vision.tower.to(device)
+    return vision.encode_pictures(pictures).float()
+
+
+def token_cache(
+    photos: "Photos", vision: "VisionEncoder", kind: str, folder: Path, device: Callable[[], torch.device]
+) -> RowCache:
+    """`see` of all photos, kept in `folder`; `device()`: where it is computed at that moment."""
+    shape = tuple(see(photos, vision, "identity", np.arange(1), torch.device("cpu")).shape[1:])
+    return RowCache(
+        folder / f"{kind}_{fingerprint(vision.tower)}",
+        len(photos),
+        shape,
+        lambda rows: see(photos, vision, kind, rows, device()).cpu().numpy(),
+    )
 
 
 @torch.no_grad()

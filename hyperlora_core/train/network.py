@@ -56,6 +56,20 @@ class Network(nn.Module):
             # no `if`: the estimate goes through here with tensors that have no values
             layer.bias.copy_(torch.where(layer.bias.any(), layer.bias, against))
 
+    def leave_room(self) -> None:
+        """The first of the ID branch's K bases changes nothing, and is all that the down bases begin with.
+
+        So the coefficients (1, 0, ..., 0) are no LoRA at all, and near them it grows in proportion to the others: what is
+        not known of a person stays as the model has it, instead of becoming somebody else's. Not in the paper.
+        """
+        with torch.no_grad():
+            for name, bases in self.basis.named_parameters():
+                if name.endswith("id_up_basis"):
+                    bases[0] = 0
+                    bases.register_hook(_but_the_first)
+                elif name.endswith("id_down_basis"):
+                    bases[1:] = 0
+
     def silence(self, condition: str) -> None:
         """What reads this condition changes nothing, as if it were bypassed: for a checkpoint that hasn't learned to yet."""
         first = condition == self.conditions[0]
@@ -77,12 +91,12 @@ class Network(nn.Module):
         """
         projected = None if embeds is None else self.encoder["id_projector"](embeds)
         if "embedding" not in self.conditions:
-            return _normed(self.encoder["resampler"](tokens))
-        return _normed(self.encoder["resampler"](projected, tokens))
+            return normed(self.encoder["resampler"](tokens))
+        return normed(self.encoder["resampler"](projected, tokens))
 
     def base_coefficients(self, tokens: Tensor) -> Tensor:
         """The base branch on CLIP tokens [n, t, c] of face-blurred pictures -> [n, 8 * modules, K]."""
-        return _normed(self.encoder["base_resampler"](tokens))
+        return normed(self.encoder["base_resampler"](tokens))
 
     def low_rank(self, coefficients: Tensor, branch: str, weights: Tensor) -> dict[str, LowRank]:
         """One LoRA for each of n pictures at its weight [n]: coefficients [n, 8 * modules, K] -> key -> LowRank."""
@@ -134,6 +148,11 @@ def group_of(name: str, conditions: Sequence[str]) -> str:
     return "trunk"
 
 
-def _normed(coefficients: Tensor) -> Tensor:
+def _but_the_first(gradient: Tensor) -> Tensor:
+    return torch.cat([torch.zeros_like(gradient[:1]), gradient[1:]])
+
+
+def normed(coefficients: Tensor) -> Tensor:
+    """Coefficients [..., K] at length 1, as a LoRA is mixed from them."""
     coefficients = coefficients.float()
     return coefficients * torch.rsqrt(coefficients.square().sum(-1, keepdim=True) + 1e-8)

@@ -4,6 +4,10 @@
     id-clip        the ID branch on CLIP tokens, beside the frozen base branch; the face embedding bypassed
     id-embedding   the ID branch on the face embedding too, what reads CLIP tokens frozen
 
+and, not in the paper, before a reader is fitted (reader.py):
+
+    id-people      the ID branch's bases, with coefficients for each person that no photo is read for (people.py)
+
 All are one task: what is trained, what the ID branch reads and which stages came before stand in the config. The LoRAs
 are computed beside the frozen UNet's layers (`inject`), another one for every picture of a batch.
 
@@ -16,10 +20,9 @@ While the ID branch trains, each picture draws one of three scenarios:
 PuLID's losses (pulid.py) are added to (a) where the config has a section [pulid].
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,9 +42,10 @@ from .config import LoopConfig
 from .denoising import BesideUNet, DenoisingTask, spread
 from .diffusion import check_weights
 from .drawn import open_photos
-from .features import FEATURES, RowCache
+from .features import FEATURES, RowCache, see, token_cache
 from .loop import CHECKPOINT, Draw, load_trained_config, trained_values
 from .network import GROUPS, Network, joined, spread_loss
+from .people import PEOPLE, FreeCoefficients, PeopleConfig, check_people
 from .pulid import CrossAttentions, PuLID, PuLIDConfig, Seen, check_pulid, make_pulid
 from .sheets import sheet
 from .sources import Sources
@@ -62,7 +66,10 @@ class StageConfig:
 
     start: tuple[str, ...]  # folders of the stages that came before, in --out; their trained tensors are taken over
     trains: tuple[str, ...]  # groups, see network.py
-    conditions: tuple[str, ...]  # what the ID branch reads in this stage: clip, embedding; none: no ID branch
+    conditions: tuple[
+        str, ...
+    ]  # what the ID branch reads in this stage: clip, embedding; "people": coefficients of their
+    # own; none: no ID branch
     scenarios: tuple[float, float, float]  # chances of (a), (b), (c)
     base_off: float  # chance that (a) goes without the Base-LoRA, as pictures painted with the ID-LoRA alone do
     other_photo: float  # chance that the ID branch reads another photo of the person, where there is one
@@ -84,14 +91,16 @@ class Config:
     hyperlora: HyperLoRASize
     stage: StageConfig
     pulid: PuLIDConfig | None = None
+    people: PeopleConfig | None = None
 
 
 class Stage(BesideUNet):
     """The network in training with the frozen UNet that its LoRAs are beside."""
 
-    def __init__(self, network: Network, unet: nn.Module, config: StageConfig, pulid: PuLID | None = None):
+    def __init__(self, network: Network, unet: nn.Module, config: StageConfig, pulid: PuLID | None = None,
+                 people: FreeCoefficients | None = None):  # fmt: skip
         super().__init__(unet, network.keys(), config)
-        self.network, self.pulid = network, pulid
+        self.network, self.pulid, self.people = network, pulid, people
         self.attentions = CrossAttentions(unet) if pulid is not None and pulid.aligns else None
 
     def train(self, mode: bool = True) -> "Stage":
@@ -116,10 +125,11 @@ class Stage(BesideUNet):
         tokens: Tensor | None = None,
         embeds: Tensor | None = None,
         faces: Tensor | None = None,
+        who: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """noisy, noise [n, 4, h, w]; steps [n]; weights [n, 1, h, w] of the errors; text [n, t, c]; pooled [n, p];
         time_ids [n, 6]; base_tokens, tokens [n, t, c]; base_weights [n] of the Base-LoRAs; scenarios int [n];
-        embeds [n, 512] that the ID branch reads, faces [n, 512] that PuLID's loss asks for."""
+        embeds [n, 512] that the ID branch reads, or who [n], the people's numbers; faces [n, 512] that PuLID's loss asks for."""
         inputs = (noisy, steps, text, pooled, time_ids)
         base = self._base(base_tokens, base_weights * (scenarios != ID_ALONE))
         if not self.config.conditions:
@@ -133,7 +143,7 @@ class Stage(BesideUNet):
             with torch.no_grad(), self._watched() as without:
                 kept = self._predict(*_rows(inputs, base, held)).to(noise)
                 target = noise.index_put((held,), torch.where(told[held].view(-1, 1, 1, 1), noise[held], kept))
-        coefficients = self.network.coefficients(embeds, tokens)
+        coefficients = self.network.coefficients(embeds, tokens) if who is None else self.people(who)
         person = self.network.low_rank(coefficients, "id", torch.ones(len(noisy), device=noisy.device))
         both = joined(person, base)
         with self._watched() as with_id:
@@ -173,16 +183,20 @@ class StageTask(DenoisingTask):
     def __init__(self, config: Config, photos: "Photos", pipeline: "StableDiffusionXLPipeline", vision: VisionEncoder,
                  network: Network, cache: Path, pulid: PuLID | None = None):  # fmt: skip
         network.choose(config.stage.trains)
-        super().__init__(config.stage, photos, pipeline, Stage(network, pipeline.unet, config.stage, pulid))
-        self.vision = vision
+        self.rows, people = np.arange(len(photos)), None
         self.paces = {"network.basis.": config.stage.bases_pace}
+        if PEOPLE in config.stage.conditions:
+            people = FreeCoefficients(network, config.people, photos.people)
+            self.rows, self.paces = people.rows(photos.people), self.paces | {"people.": config.people.pace}
+        super().__init__(config.stage, photos, pipeline, Stage(network, pipeline.unet, config.stage, pulid, people))
+        self.vision = vision
         self.others = _other_rows(photos.people)
         self.caches = self._caches(cache) if config.stage.cache else None
         self._centre(network)
 
     def batch(self, draw: Draw) -> dict[str, Tensor]:
         rng, n, device, config = draw.rng, draw.batch, draw.device, self.config
-        rows = rng.integers(len(self.photos), size=n)
+        rows = self.rows[rng.integers(len(self.rows), size=n)]
         scenarios = rng.choice(3, size=n, p=config.scenarios)
         triggered = (scenarios == RECONSTRUCT) & bool(config.conditions)
         batch = self._noisy(rows, triggered, draw) | {
@@ -223,6 +237,8 @@ class StageTask(DenoisingTask):
     def _person(self, rows: np.ndarray, device: torch.device) -> dict[str, Tensor]:
         """What the ID branch reads in this stage."""
         person = {}
+        if PEOPLE in self.config.conditions:
+            person["who"] = self.module.people.numbers(self.photos.people[rows]).to(device)
         if "clip" in self.config.conditions:
             person["tokens"] = self._tokens("identity", rows, device)
         if "embedding" in self.config.conditions:
@@ -243,39 +259,40 @@ class StageTask(DenoisingTask):
         return self._see(kind, rows, device)
 
     def _see(self, kind: str, rows: np.ndarray, device: torch.device) -> Tensor:
-        pictures = self.photos.base_pictures(rows) if kind == "base" else self.photos.identity_pictures(rows)
-        self.vision.tower.to(device)
-        return self.vision.encode_pictures(pictures).float()
+        return see(self.photos, self.vision, kind, rows, device)
 
     def _caches(self, folder: Path) -> dict[str, RowCache]:
-        n, side, tower = len(self.photos), self.photos.size // 8, fingerprint(self.vision.tower)
-        tokens = tuple(self._see("identity", np.arange(1), torch.device("cpu")).shape[1:])
+        n, side = len(self.photos), self.photos.size // 8
 
-        def cache(name: str, shape: tuple[int, ...], compute: Callable[[np.ndarray, torch.device], Tensor]) -> RowCache:
-            # on the UNet's device of that moment: the loop has moved it by then
-            return RowCache(folder / name, n, shape, lambda rows: compute(rows, self.module.unet.device).cpu().numpy())
+        def device() -> torch.device:
+            return self.module.unet.device  # of that moment: the loop has moved it by then
 
         return {
-            "latents": cache(
-                f"latents_{fingerprint(self.pipeline.vae)}",
+            "latents": RowCache(
+                folder / f"latents_{fingerprint(self.pipeline.vae)}",
+                n,
                 (4, side, side),
-                lambda rows, device: self._encode(self.photos.pictures(rows)[0], device),
+                lambda rows: self._encode(self.photos.pictures(rows)[0], device()).cpu().numpy(),
             ),
             "boxes": RowCache(folder / "boxes", n, (4,), lambda rows: self.photos.pictures(rows)[1] / self.photos.size),
-            "identity": cache(f"identity_{tower}", tokens, partial(self._see, "identity")),
-            "base": cache(f"base_{tower}", tokens, partial(self._see, "base")),
+            "identity": token_cache(self.photos, self.vision, "identity", folder, device),
+            "base": token_cache(self.photos, self.vision, "base", folder, device),
         }
 
     def sheet(self) -> Image.Image:
         """Photos, and below each what the model paints of its caption: as it is, with the LoRA alone, with base."""
-        rows = spread(np.arange(len(self.photos)))
+        rows = spread(self.rows)
         network, device = self.module.network, self.module.unet.device
         captions, ones = self.photos.captions(rows), torch.ones(len(rows), device=device)
         base = network.low_rank(network.base_coefficients(self._tokens("base", rows, device)), "base", ones)
         ways = {"without": (captions, {})}
         if self.config.conditions:
             person = self._person(rows, device)
-            lora = network.low_rank(network.coefficients(person.get("embeds"), person.get("tokens")), "id", ones)
+            if "who" in person:
+                coefficients = self.module.people(person["who"])
+            else:
+                coefficients = network.coefficients(person.get("embeds"), person.get("tokens"))
+            lora = network.low_rank(coefficients, "id", ones)
             triggered = [with_trigger(caption) for caption in captions]
             ways |= {"id": (triggered, lora), "both": (triggered, joined(lora, base))}
         else:
@@ -300,8 +317,13 @@ def make_task(config: Config, sources: Sources, name: str) -> StageTask:
 def make_network(config: Config, unet: nn.Module, root: Path) -> Network:
     """The network as this stage begins: untrained, or with what the stages before it trained."""
     check(config)
-    network = Network(unet_modules(unet.config), config.hyperlora, config.loop.seed)
-    for name in config.stage.start:
+    return start_network(config.hyperlora, config.loop.seed, unet, root, config.stage.start)
+
+
+def start_network(size: HyperLoRASize, seed: int, unet: nn.Module, root: Path, start: Sequence[str]) -> Network:
+    """A network beside `unet` that begins with what the stages `start` (folders in `root`) trained."""
+    network = Network(unet_modules(unet.config), size, seed)
+    for name in start:
         take_over(network, root / name / CHECKPOINT)
     return network
 
@@ -315,10 +337,13 @@ def check(config: Config) -> None:
     unknown = [group for group in stage.trains if group not in GROUPS]
     if unknown or not stage.trains:
         raise HyperLoRAError(f"stage.trains names {(unknown or ['nothing'])[0]}. Known groups: {', '.join(GROUPS)}.")
-    strange = [condition for condition in stage.conditions if condition not in size.conditions]
+    if PEOPLE in stage.conditions:
+        check_people(config.people, stage.conditions)
+    strange = [condition for condition in stage.conditions if condition not in (*size.conditions, PEOPLE)]
     if strange:
         raise HyperLoRAError(f"stage.conditions names {strange[0]}, which isn't among hyperlora.conditions.")
-    used = {"base", *stage.conditions, *(("trunk", "bases") if stage.conditions else ())}
+    read = [condition for condition in stage.conditions if condition != PEOPLE]
+    used = {"base", *read, *(("bases",) if stage.conditions else ()), *(("trunk",) if read else ())}
     idle = [group for group in stage.trains if group not in used]
     if idle:
         raise HyperLoRAError(
@@ -340,6 +365,8 @@ def take_over(network: Network, checkpoint: Path) -> None:
     """Copy what a stage trained (its moving average, where it kept one) into `network`."""
     own = dict(network.named_parameters(prefix="network"))
     for name, value in trained_values(checkpoint).items():
+        if name.startswith("people."):
+            continue  # nobody's but the training people's
         if name not in own or own[name].shape != value.shape:
             raise HyperLoRAError(
                 f"{checkpoint} was trained with other sizes ({name} differs): give all stages the same [hyperlora]."
@@ -351,6 +378,10 @@ def export(sources: Sources, name: str, folder: Path) -> Path:
     """Write the checkpoint folder of the stage `name` and of those before it; returns it."""
     checkpoint = sources.root / name / CHECKPOINT
     config = load_trained_config(checkpoint, Config)
+    if PEOPLE in config.stage.conditions:
+        raise HyperLoRAError(
+            f"{checkpoint} reads no photos: fit a reader to it (hyperlora train id-reader) and export that."
+        )
     network = make_network(config, load_pipeline(sources.base, device="cpu").unet, sources.root)
     take_over(network, checkpoint)
     for condition in set(config.hyperlora.conditions) - set(config.stage.conditions):

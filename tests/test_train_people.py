@@ -1,0 +1,165 @@
+"""Coefficients that belong to people, and the reader that is fitted to them, in miniature."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from test_train_stage import PEOPLE, SHORT, SIZE, loss_on, short, sources  # noqa: F401
+
+from hyperlora_core import HyperLoRAError, load_hyperlora
+from hyperlora_core.train import config, loop, reader, stage
+from hyperlora_core.train.people import AWAY
+
+OWN = PEOPLE - 1  # people with coefficients of their own
+
+
+def people_config(people=OWN, **changes):
+    """The shipped config of id-people, with the small network and few steps."""
+    given = config.load_config(config.config_path("id-people", "cpu", "cpu"), stage.Config)
+    own = dataclasses.replace(given.people, people=people, start=0.5)
+    return dataclasses.replace(short("id-people", **changes), people=own)
+
+
+def reader_config(**changes):
+    """The shipped config of id-reader, likewise; `changes` of loop and reader."""
+    given = config.load_config(config.config_path("id-reader", "cpu", "cpu"), reader.Config)
+    changes = SHORT | {"directions": 40, "steps": 200} | changes
+    loop_config, own = (
+        dataclasses.replace(part, **{k: v for k, v in changes.items() if hasattr(part, k)})
+        for part in (given.loop, given.reader)
+    )
+    return reader.Config(loop_config, SIZE, own)
+
+
+@pytest.fixture(scope="module")
+def trained(sources):  # noqa: F811
+    """base-lora, id-people, id-reader: name -> loss before and after."""
+    seen = {}
+    for name, make, given in (
+        ("base-lora", stage.make_task, short("base-lora", steps=2)),
+        ("id-people", stage.make_task, people_config()),
+        ("id-reader", reader.make_task, reader_config()),
+    ):
+        task = make(given, sources, name)
+        before = loss_on(task)
+        assert loop.train(task, given, sources.root / name, "cpu") == given.loop.steps
+        seen[name] = (before, loss_on(task))
+    return seen
+
+
+@pytest.mark.parametrize("name", ["id-people", "id-reader"])
+def test_each_lowers_its_loss(trained, name):
+    before, after = trained[name]
+    assert after < 0.998 * before
+    if name == "id-reader":
+        assert before > 0.9 and after < 0.5, "1 is who tells nobody apart"
+
+
+@torch.no_grad()
+def test_on_average_over_people_there_is_no_lora(trained, sources):  # noqa: F811
+    task = stage.make_task(people_config(), sources, "x")
+    values = loop.trained_values(sources.root / "id-people" / loop.CHECKPOINT)
+    task.module.load_state_dict(values, strict=False)
+    people, network = task.module.people, task.module.network
+    coefficients = people(torch.arange(OWN))  # (people, l, K)
+    assert torch.allclose(coefficients.norm(dim=-1), torch.ones(OWN, coefficients.shape[1]))
+    theirs = coefficients[..., 1:] / coefficients[..., :1]
+    assert theirs.mean(0).abs().max() < 1e-5 and theirs.std(0).max() > 0.1
+    nobody = torch.zeros_like(coefficients[:1])
+    nobody[..., 0] = 1
+    for key, pair in network.low_rank(nobody, "id", torch.ones(1)).items():
+        assert not pair.up.any(), key
+        assert pair.down.any(), key
+    pairs = network.low_rank(coefficients, "id", torch.ones(OWN)).values()
+    assert all((pair.down @ pair.up).flatten(1).norm(dim=1).min() > 0 for pair in pairs)
+
+
+def test_only_the_people_with_coefficients_are_learned_from(trained, sources):  # noqa: F811
+    task = stage.make_task(people_config(), sources, "x")
+    batch = task.batch(loop.Draw(np.random.default_rng(0), 200, torch.device("cpu")))
+    assert set(batch["who"].tolist()) == set(range(OWN))
+    assert set(task.photos.people[task.rows]) == set(np.unique(task.photos.people)[:OWN])
+
+
+def test_the_people_learn_at_their_own_pace(trained, sources, tmp_path):  # noqa: F811
+    given = people_config(steps=1, warmup=1)
+    task = stage.make_task(given, sources, "x")
+    before = task.module.people.away.detach().clone()
+    loop.train(task, given, tmp_path, "cpu")
+    moved = (task.module.people.away.detach() - before).abs().max()
+    assert moved == pytest.approx(given.people.pace * loop.rate_at(given.loop, 0), rel=0.05)
+
+
+@torch.no_grad()
+def test_the_regression_finds_what_photos_tell(trained, sources):  # noqa: F811
+    """Coefficients that are a linear function of the embedding come back, for people without any of their own too."""
+    task = reader.make_task(reader_config(gain=1.0, ridge=1e-6, tokens=1e-3), sources, "x")
+    photos, shape = task.photos, task.read.shape
+    rng = torch.Generator().manual_seed(0)
+    seeds = np.unique(photos.people)
+    means = torch.stack(
+        [torch.from_numpy(photos.embeddings(np.flatnonzero(photos.people == s))).mean(0) for s in seeds]
+    )
+    truth = (means - means.mean(0)) @ torch.randn(512, shape.numel(), generator=rng)
+    given = reader_config(gain=3.0, ridge=1e-3, tokens=1e-3).reader
+    read = reader._Regression(given, photos, task.tokens, seeds, truth.unflatten(1, shape))
+    answers = read(np.arange(len(photos))).flatten(1)
+    wanted = truth[np.searchsorted(seeds, photos.people)]
+    cosine = torch.nn.functional.cosine_similarity(answers, wanted, dim=1)
+    assert cosine.min() > 0.9
+    assert (answers.norm(dim=1) / wanted.norm(dim=1)).mean() == pytest.approx(3, rel=0.2), "the gain"
+
+
+def test_its_export_reads_both_conditions(trained, sources, tmp_path):  # noqa: F811
+    task = reader.make_task(reader_config(), sources, "x")
+    hyper = load_hyperlora(reader.export(sources, "id-reader", tmp_path / "hyper_lora"))
+    assert hyper.has_base and hyper.uses_id_embeds
+    batch = task.batch(loop.Draw(np.random.default_rng(0), 4, torch.device("cpu")))
+    read = [hyper.coefficients(batch["tokens"][i : i + 1], batch["embeds"][i : i + 1]) for i in range(4)]
+    error = torch.stack(
+        [(one - wanted).square().mean() for one, wanted in zip(read, batch["coefficients"], strict=True)]
+    )
+    assert error.mean() / task.module.variance < 0.5
+    other_face = hyper.coefficients(batch["tokens"][:1], batch["embeds"][-1:])
+    other_tokens = hyper.coefficients(batch["tokens"][-1:], batch["embeds"][:1])
+    assert not torch.equal(read[0], other_face) and not torch.equal(read[0], other_tokens)
+
+
+def test_the_papers_stage_goes_on_from_the_reader(trained, sources, tmp_path):  # noqa: F811
+    given = short("id-embedding", start=("base-lora", "id-people", "id-reader"), steps=2)
+    task = stage.make_task(given, sources, "x")
+    values = loop.trained_values(sources.root / "id-reader" / loop.CHECKPOINT)
+    own = dict(task.module.named_parameters())
+    assert all(torch.equal(own[name], value) for name, value in values.items())
+    assert loop.train(task, given, tmp_path, "cpu") == 2
+
+
+@pytest.mark.parametrize(
+    ("make", "changes", "said"),
+    [
+        (stage, {"conditions": ("people", "clip")}, "beside which no photo is read"),
+        (stage, {"people": None}, "must have a section .people."),
+        (stage, {"people": 1}, "people.people is 1: what makes people differ"),
+        (stage, {"people": 50}, f"people.people is 50, but the training pictures show {PEOPLE} people"),
+        (stage, {"trains": ("bases", "trunk")}, "stage.trains names trunk, which nothing goes through"),
+        (reader, {"start": ()}, "reader.start must end with"),
+        (reader, {"start": ("base-lora",)}, "holds no people's own coefficients"),
+        (reader, {"ridge": 0.0}, "must be above 0"),
+    ],
+)
+def test_what_doesnt_fit_is_told(trained, sources, make, changes, said):  # noqa: F811
+    if make is reader:
+        given = reader_config(**changes)
+    else:
+        people = changes.pop("people", OWN)
+        given = people_config(people or OWN, **changes)
+        given = given if people else dataclasses.replace(given, people=None)
+    with pytest.raises(HyperLoRAError, match=said):
+        make.make_task(given, sources, "x")
+
+
+def test_people_without_a_reader_are_not_exported(trained, sources, tmp_path):  # noqa: F811
+    with pytest.raises(HyperLoRAError, match="fit a reader to it"):
+        stage.export(sources, "id-people", tmp_path)
+    assert loop.trained_values(sources.root / "id-people" / loop.CHECKPOINT)[AWAY].shape[0] == OWN
