@@ -9,6 +9,7 @@ The photos are those of the training. The share is what of the coefficients' squ
 
 import argparse
 import dataclasses
+import json
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -19,8 +20,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hyperlora_core.locate import DEMO_CLIP, demo_folder
-from hyperlora_core.train import stage
-from hyperlora_core.train.loop import CHECKPOINT, Draw, load_trained_config
+from hyperlora_core.train import reader, stage
+from hyperlora_core.train.config import config_path, load_config
+from hyperlora_core.train.loop import CHECKPOINT, Draw, load_trained_config, read_checkpoint
 from hyperlora_core.train.sources import Sources
 
 NONE, MEAN, OTHER, RIGHT = "no LoRA", "the mean person's", "another person's", "the right person's"
@@ -29,11 +31,18 @@ SEED, BATCH = 0, 64
 
 
 def trained_stage(sources: Sources, name: str) -> stage.StageTask:
-    """The stage with what it has learned so far; every picture is one to reconstruct."""
-    config = load_trained_config(sources.root / name / CHECKPOINT, stage.Config)
-    only = dataclasses.replace(config.stage, scenarios=(1.0, 0.0, 0.0), base_off=1.0)
+    """The stage with what it has learned so far; every picture is one to reconstruct. A reader is looked at as the stage
+    id-embedding would begin with it."""
+    checkpoint = sources.root / name / CHECKPOINT
+    if "reader.start" in json.loads(read_checkpoint(checkpoint)["config"]):
+        given = load_trained_config(checkpoint, reader.Config)
+        shipped = load_config(config_path("id-embedding", "cpu", "cpu"), stage.Config).stage
+        config = stage.Config(given.loop, given.hyperlora, dataclasses.replace(shipped, start=given.reader.start))
+    else:
+        config = load_trained_config(checkpoint, stage.Config)
+    only = dataclasses.replace(config.stage, scenarios=(1.0, 0.0, 0.0), base_off=1.0, spread=0.0)
     task = stage.make_task(dataclasses.replace(config, stage=only, pulid=None), sources, name)
-    stage.take_over(task.module.network, sources.root / name / CHECKPOINT)
+    stage.take_over(task.module.network, checkpoint)
     task.module.eval()
     return task
 
@@ -64,7 +73,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="of `hyperlora train`")
     parser.add_argument(
-        "--stage", choices=("id-clip", "id-embedding"), default="id-embedding", help="default: %(default)s"
+        "--stage", choices=("id-reader", "id-clip", "id-embedding"), default="id-embedding", help="default: %(default)s"
     )
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="default: data in --out")
     parser.add_argument("--base", type=Path, default=demo_folder(), metavar="SDXL", help="default: the demo's")

@@ -99,6 +99,11 @@ def test_every_command_that_reads_a_config_has_one():
     }
 
 
+def test_a_config_that_isnt_shipped_is_told():
+    with pytest.raises(HyperLoRAError, match="No config sdxl is shipped for id-people, only gpu, cpu"):
+        config.config_path("id-people", "sdxl", "cpu")
+
+
 @pytest.mark.parametrize("profile", config.PROFILES)
 def test_stages_train_one_network(profile):
     names = HYPERLORA if profile == "sdxl" else (*HYPERLORA, "id-people", "id-reader")

@@ -7,6 +7,7 @@ import pytest
 import torch
 from test_train_stage import PEOPLE, SHORT, SIZE, loss_on, short, sources  # noqa: F401
 
+from benchmarks import likeness
 from hyperlora_core import HyperLoRAError, load_hyperlora
 from hyperlora_core.train import config, loop, reader, stage
 from hyperlora_core.train.people import AWAY
@@ -157,6 +158,15 @@ def test_what_doesnt_fit_is_told(trained, sources, make, changes, said):  # noqa
         given = given if people else dataclasses.replace(given, people=None)
     with pytest.raises(HyperLoRAError, match=said):
         make.make_task(given, sources, "x")
+
+
+def test_likeness_looks_at_a_reader(trained, sources):  # noqa: F811
+    task = likeness.trained_stage(sources, "id-reader")
+    given = loop.trained_values(sources.root / "id-reader" / loop.CHECKPOINT)
+    own = dict(task.module.named_parameters())
+    assert all(torch.equal(own[name], value) for name, value in given.items())
+    by_whose, *_ = likeness.errors(task, 0)
+    assert by_whose[likeness.MEAN].mean() == pytest.approx(float(by_whose[likeness.NONE].mean()), rel=0.02)
 
 
 def test_people_without_a_reader_are_not_exported(trained, sources, tmp_path):  # noqa: F811

@@ -44,9 +44,16 @@ FREE = ("steps", "batch", "accumulation", "rate", "warmup", "cooldown", "ema_dec
 def config_path(command: str, config: str | None, device: str) -> Path:
     """The file that `--config` means: a path, or the shipped profile ("gpu", "cpu"); None: the device's profile."""
     profile = config or ("cpu" if device == "cpu" else "gpu")
-    if profile in PROFILES:
-        return SHIPPED / profile / f"{command}.toml"
-    return Path(profile)
+    if profile not in PROFILES:
+        return Path(profile)
+    path = SHIPPED / profile / f"{command}.toml"
+    if not path.exists():
+        others = [name for name in PROFILES if (SHIPPED / name / path.name).exists()]
+        raise HyperLoRAError(
+            f"No config {profile} is shipped for {command}, only {', '.join(others)}: give one of these or a TOML file of yours "
+            "(--config)."
+        )
+    return path
 
 
 def load_config(path: str | Path, kind: type[Config]) -> Config:

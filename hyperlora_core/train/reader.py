@@ -74,7 +74,7 @@ class ReaderTask:
     def __init__(self, config: Config, photos: "Photos", vision: VisionEncoder, network: Network,
                  own: tuple[np.ndarray, Tensor], cache: Path):  # fmt: skip
         """`own`: the people whose coefficients are known (seeds [p]), and these [p, 8 * modules, K - 1]."""
-        self.config, self.photos = config, photos
+        self.photos = photos
         self.tokens = token_cache(photos, vision, "identity", cache, lambda: next(network.parameters()).device)
         network.choose(config.reader.trains)
         some = np.unique(np.linspace(0, len(photos) - 1, SOME).astype(int))
@@ -97,13 +97,13 @@ class ReaderTask:
 
 
 class _Regression:
-    """Ridge regression from photos to coefficients: [k] rows -> [k, 8 * modules, K - 1]."""
+    """Ridge regression from photos to people's coefficients: rows [k] -> [k, 8 * modules, K - 1]."""
 
     def __init__(self, config: ReaderConfig, photos: "Photos", tokens: RowCache, seeds: np.ndarray, away: Tensor):
-        self.config, self.photos, self.tokens = config, photos, tokens
-        self.random = torch.Generator().manual_seed(0)
+        self.photos, self.tokens = photos, tokens
+        random = torch.Generator().manual_seed(0)
         wide = int(np.prod(tokens.values.shape[1:]))
-        self.projection = torch.randn(wide, config.directions, generator=self.random) / config.directions**0.5
+        self.projection = torch.randn(wide, config.directions, generator=random) / config.directions**0.5
         rows = np.flatnonzero(np.isin(photos.people, seeds))
         parts = [self._seen(rows[i : i + BLOCK]) for i in range(0, len(rows), BLOCK)]
         embeds, seen = (torch.cat(of) for of in zip(*parts, strict=True))
