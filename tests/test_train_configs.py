@@ -18,6 +18,7 @@ from hyperlora_core.demo.hyperlora import HyperLoRASize, unet_modules
 from hyperlora_core.train import config, demo_clip, demo_unet, demo_vae, estimate, finetune, pulid, reader, stage
 from hyperlora_core.train.data import DataConfig
 from hyperlora_core.train.network import GROUPS, Network
+from hyperlora_core.train.people import PeopleConfig
 
 for package in ("accelerate", "diffusers", "transformers", "open_clip"):
     pytest.importorskip(package)
@@ -147,7 +148,7 @@ def test_docs_tell_what_the_configs_say(row):
 def test_docs_explain_keys_that_exist():
     levers = DOCS.read_text(encoding="utf-8").partition("\n## Levers\n")[2].partition("\n## ")[0]
     told = {key for row in re.findall(r"^\| (`.+?) \|", levers, re.MULTILINE) for key in re.findall(r"`(\w+)`", row)}
-    kinds = (config.LoopConfig, HyperLoRASize, stage.StageConfig, pulid.PuLIDConfig)
+    kinds = (config.LoopConfig, HyperLoRASize, stage.StageConfig, pulid.PuLIDConfig, PeopleConfig, reader.ReaderConfig)
     assert told <= {field.name for kind in kinds for field in dataclasses.fields(kind)}
     assert told >= {field.name for field in dataclasses.fields(pulid.PuLIDConfig)}
 
