@@ -63,7 +63,10 @@ def test_their_nodes_are_as_we_know_them(server, packs, folder):
     if folder not in packs:
         pytest.skip(f"{folder} isn't installed here")
     known = next(pack for pack in PACKS if pack["folder"] == folder)
-    seen = peer_nodes.pack(server.get("/object_info"), packs[folder])
+    there = server.get("/object_info")
+    missing = [kind for kind in known["nodes"] if kind not in there]
+    assert not missing, f"{folder} was not loaded, or lacks {missing}: is all that it imports in PEERS_PYTHONPATH?"
+    seen = peer_nodes.pack(there, packs[folder])
     for kind, definition in known["nodes"].items():
         assert seen["nodes"][kind] == definition, (
             f"{kind} of {folder} {seen['version']} isn't as in {known['version']}: look at what changed, then write the "
