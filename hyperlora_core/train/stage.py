@@ -66,10 +66,8 @@ class StageConfig:
 
     start: tuple[str, ...]  # folders of the stages that came before, in --out; their trained tensors are taken over
     trains: tuple[str, ...]  # groups, see network.py
-    conditions: tuple[
-        str, ...
-    ]  # what the ID branch reads in this stage: clip, embedding; "people": coefficients of their
-    # own; none: no ID branch
+    # what the ID branch reads: clip, embedding; "people": nothing, they have coefficients of their own; none: no ID branch
+    conditions: tuple[str, ...]
     scenarios: tuple[float, float, float]  # chances of (a), (b), (c)
     base_off: float  # chance that (a) goes without the Base-LoRA, as pictures painted with the ID-LoRA alone do
     other_photo: float  # chance that the ID branch reads another photo of the person, where there is one
