@@ -87,6 +87,7 @@ def test_the_people_learn_at_their_own_pace(trained, sources, tmp_path):  # noqa
     given = people_config(steps=1, warmup=1)
     task = stage.make_task(given, sources, "x")
     before = task.module.people.away.detach().clone()
+    assert torch.equal(before, stage.make_task(given, sources, "x").module.people.away), "the seed decides"
     loop.train(task, given, tmp_path, "cpu")
     moved = (task.module.people.away.detach() - before).abs().max()
     assert moved == pytest.approx(given.people.pace * loop.rate_at(given.loop, 0), rel=0.05)

@@ -32,12 +32,13 @@ class PeopleConfig:
 class FreeCoefficients(nn.Module):
     """Coefficients of `config.people` people: (1, what is theirs) at length 1; on average over people nothing is theirs."""
 
-    def __init__(self, network: Network, config: PeopleConfig, people: np.ndarray):
+    def __init__(self, network: Network, config: PeopleConfig, people: np.ndarray, seed: int):
         super().__init__()
         network.leave_room()
         vectors, k = VECTORS_PER_MODULE * len(network.hyper.module_names), network.hyper.basis.size
         self.seeds = learned_people(people, config)
-        self.away = nn.Parameter(torch.randn(config.people, vectors, k - 1) * (config.start / k**0.5))
+        noise = torch.randn(config.people, vectors, k - 1, generator=torch.Generator().manual_seed(seed))
+        self.away = nn.Parameter(noise * (config.start / k**0.5))
 
     def forward(self, who: Tensor) -> Tensor:
         """Numbers of people [n] -> coefficients [n, 8 * modules, K]."""

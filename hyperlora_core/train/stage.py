@@ -184,7 +184,7 @@ class StageTask(DenoisingTask):
         self.rows, people = np.arange(len(photos)), None
         self.paces = {"network.basis.": config.stage.bases_pace}
         if PEOPLE in config.stage.conditions:
-            people = FreeCoefficients(network, config.people, photos.people)
+            people = FreeCoefficients(network, config.people, photos.people, config.loop.seed)
             self.rows, self.paces = people.rows(photos.people), self.paces | {"people.": config.people.pace}
         super().__init__(config.stage, photos, pipeline, Stage(network, pipeline.unet, config.stage, pulid, people))
         self.vision = vision
