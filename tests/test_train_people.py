@@ -10,15 +10,15 @@ from test_train_stage import PEOPLE, SHORT, SIZE, loss_on, short, sources  # noq
 from benchmarks import likeness
 from hyperlora_core import HyperLoRAError, load_hyperlora
 from hyperlora_core.train import config, loop, reader, stage
-from hyperlora_core.train.people import AWAY
+from hyperlora_core.train.people import CODES, means_by, reliable_directions, trained_coefficients
 
-OWN = PEOPLE - 1  # people with coefficients of their own
+OWN = PEOPLE - 1  # people with a code
 
 
 def people_config(people=OWN, **changes):
     """The shipped config of id-people, with the small network and few steps."""
     given = config.load_config(config.config_path("id-people", "cpu", "cpu"), stage.Config)
-    own = dataclasses.replace(given.people, people=people, start=0.5)
+    own = dataclasses.replace(given.people, people=people, start=1.0)
     return dataclasses.replace(short("id-people", **changes), people=own)
 
 
@@ -86,10 +86,11 @@ def test_only_the_people_with_coefficients_are_learned_from(trained, sources):  
 def test_the_people_learn_at_their_own_pace(trained, sources, tmp_path):  # noqa: F811
     given = people_config(steps=1, warmup=1)
     task = stage.make_task(given, sources, "x")
-    before = task.module.people.away.detach().clone()
-    assert torch.equal(before, stage.make_task(given, sources, "x").module.people.away), "the seed decides"
+    before = task.module.people.codes.detach().clone()
+    directions = task.module.people.directions.detach().clone()
+    assert torch.equal(directions, stage.make_task(given, sources, "x").module.people.directions), "the seed decides"
     loop.train(task, given, tmp_path, "cpu")
-    moved = (task.module.people.away.detach() - before).abs().max()
+    moved = (task.module.people.codes.detach() - before).abs().max()
     assert moved == pytest.approx(given.people.pace * loop.rate_at(given.loop, 0), rel=0.05)
 
 
@@ -105,7 +106,7 @@ def test_the_regression_finds_what_photos_tell(trained, sources):  # noqa: F811
     )
     truth = (means - means.mean(0)) @ torch.randn(512, shape.numel(), generator=rng)
     given = reader_config(gain=3.0, ridge=1e-3, tokens=1e-3).reader
-    read = reader._Regression(given, photos, task.tokens, seeds, truth.unflatten(1, shape))
+    read = reader._Regression(given, photos, task.seen, seeds, truth.unflatten(1, shape))
     answers = read(np.arange(len(photos))).flatten(1)
     wanted = truth[np.searchsorted(seeds, photos.people)]
     cosine = torch.nn.functional.cosine_similarity(answers, wanted, dim=1)
@@ -128,6 +129,25 @@ def test_its_export_reads_both_conditions(trained, sources, tmp_path):  # noqa: 
     assert not torch.equal(read[0], other_face) and not torch.equal(read[0], other_tokens)
 
 
+@pytest.mark.parametrize(("read", "other"), [("embedding", "clip"), ("clip", "embedding")])
+def test_a_reader_of_one_condition_is_blind_to_the_other(trained, sources, tmp_path, read, other):  # noqa: F811
+    given = reader_config(conditions=(read,), trains=(read, "trunk"), steps=20)
+    task = reader.make_task(given, sources, "alone")
+    before = loss_on(task)
+    loop.train(task, given, sources.root / "alone", "cpu")
+    assert loss_on(task) < before
+    hyper = load_hyperlora(reader.export(sources, "alone", tmp_path / "hyper_lora"))
+    seen = reader.make_task(reader_config(), sources, "x").seen(np.array([0, len(task.photos) - 1]))
+    mixed = {condition: values[[0]] for condition, values in seen.items()}
+
+    def read_of(**changed):
+        of = mixed | changed
+        return hyper.coefficients(of["clip"], of["embedding"])
+
+    assert torch.equal(read_of(), read_of(**{other: seen[other][[1]]}))
+    assert not torch.equal(read_of(), read_of(**{read: seen[read][[1]]}))
+
+
 def test_the_papers_stage_goes_on_from_the_reader(trained, sources, tmp_path):  # noqa: F811
     given = short("id-embedding", start=("base-lora", "id-people", "id-reader"), steps=2)
     task = stage.make_task(given, sources, "x")
@@ -143,11 +163,14 @@ def test_the_papers_stage_goes_on_from_the_reader(trained, sources, tmp_path):  
         (stage, {"conditions": ("people", "clip")}, "beside which no photo is read"),
         (stage, {"people": None}, "must have a section .people."),
         (stage, {"people": 1}, "people.people is 1: what makes people differ"),
+        (stage, {"code": 0}, "people.code is 0: a code has 1 to 512 numbers"),
         (stage, {"people": 50}, f"people.people is 50, but the training pictures show {PEOPLE} people"),
         (stage, {"trains": ("bases", "trunk")}, "stage.trains names trunk, which nothing goes through"),
         (reader, {"start": ()}, "reader.start must end with"),
         (reader, {"start": ("base-lora",)}, "holds no people's own coefficients"),
         (reader, {"ridge": 0.0}, "must be above 0"),
+        (reader, {"conditions": ("face",)}, "reader.conditions must be one or both of"),
+        (reader, {"conditions": ("clip",)}, "reader.trains names embedding, which nothing goes through"),
     ],
 )
 def test_what_doesnt_fit_is_told(trained, sources, make, changes, said):  # noqa: F811
@@ -155,8 +178,11 @@ def test_what_doesnt_fit_is_told(trained, sources, make, changes, said):  # noqa
         given = reader_config(**changes)
     else:
         people = changes.get("people", OWN)
-        given = people_config(people or OWN, **{key: value for key, value in changes.items() if key != "people"})
-        given = given if people else dataclasses.replace(given, people=None)
+        given = people_config(
+            people or OWN, **{key: value for key, value in changes.items() if key not in ("people", "code")}
+        )
+        own = dataclasses.replace(given.people, code=changes.get("code", 8))
+        given = dataclasses.replace(given, people=own if people else None)
     with pytest.raises(HyperLoRAError, match=said):
         make.make_task(given, sources, "x")
 
@@ -173,4 +199,37 @@ def test_likeness_looks_at_a_reader(trained, sources):  # noqa: F811
 def test_people_without_a_reader_are_not_exported(trained, sources, tmp_path):  # noqa: F811
     with pytest.raises(HyperLoRAError, match="fit a reader to it"):
         stage.export(sources, "id-people", tmp_path)
-    assert loop.trained_values(sources.root / "id-people" / loop.CHECKPOINT)[AWAY].shape[0] == OWN
+    assert loop.trained_values(sources.root / "id-people" / loop.CHECKPOINT)[CODES].shape[0] == OWN
+
+
+def test_codes_begin_at_what_the_embedding_tells_reliably(trained, sources):  # noqa: F811
+    task = stage.make_task(people_config(), sources, "x")
+    people, photos = task.module.people, task.photos
+    rows = people.rows(photos.people)
+    who = people.numbers(photos.people[rows]).numpy()
+    embeds = photos.embeddings(rows)
+    read = embeds @ reliable_directions(embeds, who, people.codes.shape[1])
+    assert np.allclose(means_by(read, who), people.codes.detach(), atol=1e-4)
+
+
+def test_reliable_directions_are_those_in_which_people_differ():
+    """300 people, 3 photos each: of 40 directions mixed at random, 5 tell people apart, the others only photos."""
+    rng = np.random.default_rng(0)
+    who = np.repeat(np.arange(300), 3)
+    person, photo = rng.standard_normal((300, 5)), rng.standard_normal((900, 40))
+    told = 0.9**0.5 * person[who] + 0.1**0.5 * photo[:, :5]
+    embeds = np.concatenate([told, 5 * photo[:, 5:]], 1) @ rng.standard_normal((40, 40))
+    codes = (embeds - embeds.mean(0)) @ reliable_directions(embeds, who, 10)
+    assert codes[:, :5].var(0) == pytest.approx(np.full(5, 0.9), abs=0.05), "the share between people"
+    assert codes[:, 5:].var(0).max() < 0.2
+    found = np.linalg.lstsq(codes[:, :5], person[who], rcond=None)
+    assert 1 - (found[1] / (person[who] - person[who].mean(0)).var(0) / 900).mean() > 0.85
+
+
+def test_trained_coefficients_are_those_of_the_stage(trained, sources):  # noqa: F811
+    values = loop.trained_values(sources.root / "id-people" / loop.CHECKPOINT)
+    task = stage.make_task(people_config(), sources, "x")
+    task.module.load_state_dict(values, strict=False)
+    own = task.module.people(torch.arange(OWN)).detach()
+    assert torch.allclose(own[..., 1:] / own[..., :1], trained_coefficients(values), atol=1e-5)
+    assert trained_coefficients({}) is None

@@ -1,8 +1,8 @@
 """The ID branch's reader, fitted to what the stage id-people found: photos in, the people's coefficients out.
 
-One person's coefficients are mostly noise: each was learned on a few pictures. What photos tell of them is a ridge
-regression over all people, from the face embedding and the CLIP tokens together, in closed form. The resampler then learns to
-say what the regression says, of every photo there is; no UNet is asked. Not in HyperLoRA's paper.
+One person's code is partly noise: it was learned on a few pictures. What photos tell of the coefficients is a ridge regression
+over all people, from the face embedding and the CLIP tokens together (or one of them), in closed form. The resampler then
+learns to say what the regression says, of every photo there is; no UNet is asked. Not in HyperLoRA's paper.
 """
 
 from dataclasses import dataclass
@@ -21,10 +21,10 @@ from ..vision import VisionEncoder
 from . import stage
 from .config import LoopConfig
 from .drawn import open_photos
-from .features import FEATURES, RowCache, token_cache
+from .features import FEATURES, token_cache
 from .loop import CHECKPOINT, Draw, load_trained_config, trained_values
 from .network import Network
-from .people import AWAY, PEOPLE, learned_people, with_room
+from .people import PEOPLE, learned_people, trained_coefficients, with_room
 from .sources import Sources
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ class ReaderConfig:
     """What is read, and how much of it is believed."""
 
     start: tuple[str, ...]  # folders of the stages that came before, the last one that of id-people
+    conditions: tuple[str, ...]  # what is read: embedding, clip; who leaves one out has it bypassed
     trains: tuple[str, ...]  # groups, see network.py
     directions: int  # random ones into which a photo's CLIP tokens are projected, for the regression alone
     tokens: float  # their deviation beside the face embedding's
@@ -62,9 +63,12 @@ class Reading(nn.Module):
         super().__init__()
         self.network, self.variance = network, variance
 
-    def forward(self, embeds: Tensor, tokens: Tensor, coefficients: Tensor) -> dict[str, Tensor]:
-        """embeds [n, 512]; tokens [n, t, c]; coefficients [n, 8 * modules, K]. The loss is 1 for who tells nobody apart."""
-        read = self.network.coefficients(embeds, tokens)
+    def forward(
+        self, coefficients: Tensor, embedding: Tensor | None = None, clip: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """coefficients [n, 8 * modules, K] for embeddings [n, 512], CLIP tokens [n, t, c]; the loss is 1 for who tells nobody
+        apart."""
+        read = self.network.coefficients(embedding, clip)
         return {"coefficients": (read.float() - coefficients).square().mean() / self.variance}
 
 
@@ -75,57 +79,73 @@ class ReaderTask:
                  own: tuple[np.ndarray, Tensor], cache: Path):  # fmt: skip
         """`own`: the people whose coefficients are known (seeds [p]), and these [p, 8 * modules, K - 1]."""
         self.photos = photos
-        self.tokens = token_cache(photos, vision, "identity", cache, lambda: next(network.parameters()).device)
+        self.seen = _Seen(config.reader.conditions, photos, vision, network, cache)
         network.choose(config.reader.trains)
         some = np.unique(np.linspace(0, len(photos) - 1, SOME).astype(int))
-        network.centre("embedding", torch.from_numpy(photos.embeddings(some)))
-        network.centre("clip", torch.from_numpy(self.tokens.get(some)))
+        for condition, values in self.seen(some).items():
+            network.centre(condition, values)
         _begin_at_nobody(network)
-        self.read = _Regression(config.reader, photos, self.tokens, *own)
+        self.read = _Regression(config.reader, photos, self.seen, *own)
         self.module = Reading(network, float(with_room(self.read(some)).var(0).mean()))
 
     def batch(self, draw: Draw) -> dict[str, Tensor]:
         rows = draw.rng.integers(len(self.photos), size=draw.batch)
-        return {
-            "embeds": torch.from_numpy(self.photos.embeddings(rows)).to(draw.device),
-            "tokens": torch.from_numpy(self.tokens.get(rows)).to(draw.device),
-            "coefficients": with_room(self.read(rows)).to(draw.device),
-        }
+        batch = self.seen(rows) | {"coefficients": with_room(self.read(rows))}
+        return {name: values.to(draw.device) for name, values in batch.items()}
 
     def sheet(self) -> Image.Image | None:
         return None
 
 
+class _Seen:
+    """What is read of photos: rows [k] -> condition -> embeddings [k, 512] or CLIP tokens [k, t, c]."""
+
+    def __init__(
+        self, conditions: tuple[str, ...], photos: "Photos", vision: VisionEncoder, network: Network, cache: Path
+    ):
+        self.conditions, self.photos, self.tokens = conditions, photos, None
+        if "clip" in conditions:
+            self.tokens = token_cache(photos, vision, "identity", cache, lambda: next(network.parameters()).device)
+
+    def __call__(self, rows: np.ndarray) -> dict[str, Tensor]:
+        seen = {"clip": self.tokens.get(rows)} if self.tokens else {}
+        if "embedding" in self.conditions:
+            seen["embedding"] = self.photos.embeddings(rows)
+        return {condition: torch.from_numpy(seen[condition]) for condition in self.conditions}
+
+
 class _Regression:
     """Ridge regression from photos to people's coefficients: rows [k] -> [k, 8 * modules, K - 1]."""
 
-    def __init__(self, config: ReaderConfig, photos: "Photos", tokens: RowCache, seeds: np.ndarray, away: Tensor):
-        self.photos, self.tokens = photos, tokens
-        random = torch.Generator().manual_seed(0)
-        wide = int(np.prod(tokens.values.shape[1:]))
-        self.projection = torch.randn(wide, config.directions, generator=random) / config.directions**0.5
+    def __init__(self, config: ReaderConfig, photos: "Photos", seen: _Seen, seeds: np.ndarray, away: Tensor):
+        self.seen, self.directions, self.projection = seen, config.directions, None
         rows = np.flatnonzero(np.isin(photos.people, seeds))
-        parts = [self._seen(rows[i : i + BLOCK]) for i in range(0, len(rows), BLOCK)]
-        embeds, seen = (torch.cat(of) for of in zip(*parts, strict=True))
-        self.means = embeds.mean(0), seen.mean(0)
-        self.scales = 1 / embeds.std(), config.tokens / seen.std()
-        x = self._inputs(embeds, seen).double()  # (m, c)
+        blocks = [self._projected(rows[i : i + BLOCK]) for i in range(0, len(rows), BLOCK)]
+        parts = {condition: torch.cat([block[condition] for block in blocks]) for condition in seen.conditions}
+        sizes = {"embedding": 1.0, "clip": config.tokens}
+        self.means = {condition: part.mean(0) for condition, part in parts.items()}
+        self.scales = {condition: sizes[condition] / part.std() for condition, part in parts.items()}
+        x = self._inputs(parts).double()  # (m, c)
         y = away[np.searchsorted(seeds, photos.people[rows])].flatten(1).double()  # (m, 8 * modules * (K - 1))
         covariance = x.T @ x
         covariance += config.ridge * covariance.trace() / len(covariance) * torch.eye(len(covariance))
         self.weight = torch.linalg.solve(covariance, x.T @ y).float() * config.gain
         self.shape = away.shape[1:]
 
-    def _seen(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-        tokens = torch.from_numpy(self.tokens.get(rows)).flatten(1)
-        return torch.from_numpy(self.photos.embeddings(rows)).float(), tokens @ self.projection
+    def _projected(self, rows: np.ndarray) -> dict[str, Tensor]:
+        seen = {condition: values.flatten(1).float() for condition, values in self.seen(rows).items()}
+        if "clip" in seen:
+            if self.projection is None:
+                random = torch.randn(seen["clip"].shape[1], self.directions, generator=torch.Generator().manual_seed(0))
+                self.projection = random / self.directions**0.5
+            seen["clip"] = seen["clip"] @ self.projection
+        return seen
 
-    def _inputs(self, embeds: Tensor, seen: Tensor) -> Tensor:
-        parts = zip((embeds, seen), self.means, self.scales, strict=True)
-        return torch.cat([(part - mean) * scale for part, mean, scale in parts], 1)
+    def _inputs(self, parts: dict[str, Tensor]) -> Tensor:
+        return torch.cat([(part - self.means[name]) * self.scales[name] for name, part in parts.items()], 1)
 
     def __call__(self, rows: np.ndarray) -> Tensor:
-        return (self._inputs(*self._seen(rows)) @ self.weight).unflatten(1, self.shape)
+        return (self._inputs(self._projected(rows)) @ self.weight).unflatten(1, self.shape)
 
 
 def _begin_at_nobody(network: Network) -> None:
@@ -144,17 +164,25 @@ def make_task(config: Config, sources: Sources, name: str) -> ReaderTask:
     network = stage.start_network(config.hyperlora, config.loop.seed, unet, sources.root, config.reader.start)
     checkpoint = sources.root / config.reader.start[-1] / CHECKPOINT
     people = load_trained_config(checkpoint, stage.Config).people
-    values = trained_values(checkpoint)
-    if people is None or AWAY not in values:
+    own = trained_coefficients(trained_values(checkpoint))
+    if people is None or own is None:
         raise HyperLoRAError(f"{checkpoint} holds no people's own coefficients: reader.start must end with id-people.")
-    own = learned_people(photos.people, people), values[AWAY] - values[AWAY].mean(0)
-    return ReaderTask(config, photos, vision, network, own, sources.data / FEATURES)
+    known = learned_people(photos.people, people), own
+    return ReaderTask(config, photos, vision, network, known, sources.data / FEATURES)
 
 
 def check(config: Config) -> None:
     """Raise HyperLoRAError for a config whose parts don't fit together."""
     if config.hyperlora.conditions != CONDITIONS:
-        raise HyperLoRAError(f"hyperlora.conditions must be {list(CONDITIONS)}: the reader is fitted to both.")
+        raise HyperLoRAError(
+            f"hyperlora.conditions must be {list(CONDITIONS)}; reader.conditions says which of them are read."
+        )
+    read = config.reader.conditions
+    if not read or set(read) - set(CONDITIONS):
+        raise HyperLoRAError(f"reader.conditions must be one or both of {list(CONDITIONS)}, not {list(read)}.")
+    idle = [group for group in config.reader.trains if group not in (*read, "trunk")]
+    if idle:
+        raise HyperLoRAError(f"reader.trains names {idle[0]}, which nothing goes through with conditions {list(read)}.")
     if not config.reader.start:
         raise HyperLoRAError(
             f'reader.start must end with the folder of a stage with conditions = ["{PEOPLE}"] (id-people).'
@@ -169,5 +197,7 @@ def export(sources: Sources, name: str, folder: Path) -> Path:
     config = load_trained_config(checkpoint, Config)
     unet, start = load_pipeline(sources.base, device="cpu").unet, (*config.reader.start, name)
     network = stage.start_network(config.hyperlora, config.loop.seed, unet, sources.root, start)
+    for condition in set(CONDITIONS) - set(config.reader.conditions):
+        network.silence(condition)
     network.save(folder, open_photos(sources.data).recognition)
     return folder

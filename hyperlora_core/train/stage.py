@@ -45,7 +45,7 @@ from .drawn import open_photos
 from .features import FEATURES, RowCache, see, token_cache
 from .loop import CHECKPOINT, Draw, load_trained_config, trained_values
 from .network import GROUPS, Network, joined, spread_loss
-from .people import PEOPLE, FreeCoefficients, PeopleConfig, check_people
+from .people import CODES, PEOPLE, FreeCoefficients, PeopleConfig, check_people
 from .pulid import CrossAttentions, PuLID, PuLIDConfig, Seen, check_pulid, make_pulid
 from .sheets import sheet
 from .sources import Sources
@@ -184,8 +184,8 @@ class StageTask(DenoisingTask):
         self.rows, people = np.arange(len(photos)), None
         self.paces = {"network.basis.": config.stage.bases_pace}
         if PEOPLE in config.stage.conditions:
-            people = FreeCoefficients(network, config.people, photos.people, config.loop.seed)
-            self.rows, self.paces = people.rows(photos.people), self.paces | {"people.": config.people.pace}
+            people = FreeCoefficients(network, config.people, photos, config.loop.seed)
+            self.rows, self.paces = people.rows(photos.people), self.paces | {CODES: config.people.pace}
         super().__init__(config.stage, photos, pipeline, Stage(network, pipeline.unet, config.stage, pulid, people))
         self.vision = vision
         self.others = _other_rows(photos.people)
