@@ -255,8 +255,13 @@ def main() -> None:
     if options.definitions:
         definitions = json.loads(options.definitions.read_text(encoding="utf-8"))
     else:
-        with urllib.request.urlopen(f"{options.server}/object_info", timeout=60) as answer:
-            definitions = json.load(answer)
+        try:
+            with urllib.request.urlopen(f"{options.server}/object_info", timeout=60) as answer:
+                definitions = json.load(answer)
+        except OSError as error:
+            parser.error(
+                f"no ComfyUI answers at {options.server} ({error}): start it, or give --server or --definitions"
+            )
     for path, text in files(definitions).items():
         (FOLDER / path).write_text(text, encoding="utf-8", newline="\n")
 
