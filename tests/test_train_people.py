@@ -119,13 +119,13 @@ def test_its_export_reads_both_conditions(trained, sources, tmp_path):  # noqa: 
     hyper = load_hyperlora(reader.export(sources, "id-reader", tmp_path / "hyper_lora"))
     assert hyper.has_base and hyper.uses_id_embeds
     batch = task.batch(loop.Draw(np.random.default_rng(0), 4, torch.device("cpu")))
-    read = [hyper.coefficients(batch["tokens"][i : i + 1], batch["embeds"][i : i + 1]) for i in range(4)]
+    read = [hyper.coefficients(batch["clip"][i : i + 1], batch["embedding"][i : i + 1]) for i in range(4)]
     error = torch.stack(
         [(one - wanted).square().mean() for one, wanted in zip(read, batch["coefficients"], strict=True)]
     )
     assert error.mean() / task.module.variance < 0.5
-    other_face = hyper.coefficients(batch["tokens"][:1], batch["embeds"][-1:])
-    other_tokens = hyper.coefficients(batch["tokens"][-1:], batch["embeds"][:1])
+    other_face = hyper.coefficients(batch["clip"][:1], batch["embedding"][-1:])
+    other_tokens = hyper.coefficients(batch["clip"][-1:], batch["embedding"][:1])
     assert not torch.equal(read[0], other_face) and not torch.equal(read[0], other_tokens)
 
 
@@ -218,10 +218,11 @@ def test_reliable_directions_are_those_in_which_people_differ():
     who = np.repeat(np.arange(300), 3)
     person, photo = rng.standard_normal((300, 5)), rng.standard_normal((900, 40))
     told = 0.9**0.5 * person[who] + 0.1**0.5 * photo[:, :5]
-    embeds = np.concatenate([told, 5 * photo[:, 5:]], 1) @ rng.standard_normal((40, 40))
+    mixing = np.linalg.qr(rng.standard_normal((40, 40)))[0]
+    embeds = np.concatenate([told, 2 * photo[:, 5:]], 1) @ mixing
     codes = (embeds - embeds.mean(0)) @ reliable_directions(embeds, who, 10)
     assert codes[:, :5].var(0) == pytest.approx(np.full(5, 0.9), abs=0.05), "the share between people"
-    assert codes[:, 5:].var(0).max() < 0.2
+    assert codes[:, 5:].var(0).max() < 0.4, "chance among 35 directions"
     found = np.linalg.lstsq(codes[:, :5], person[who], rcond=None)
     assert 1 - (found[1] / (person[who] - person[who].mean(0)).var(0) / 900).mean() > 0.85
 
