@@ -33,9 +33,7 @@ class PeopleConfig:
 
     people: int  # the first so many of the training people
     code: int  # numbers in a code
-    start: (
-        float  # deviation of the coefficients as they begin, summed over the K - 1 free ones, for codes of deviation 1
-    )
+    start: float  # deviation of the coefficients as they begin, over all K - 1 free ones, where codes have deviation 1
     pace: float  # the codes learn at so many times the rate
 
 

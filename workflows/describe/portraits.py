@@ -299,7 +299,7 @@ def demo() -> Workflow:
         note="""## The same steps on small models, without any download
 
 The demo models know drawn people only. They come with this pack and need no graphics card.
-Their training is not finished: hair and skin are the photo's, the features only in part.
+Their training is not finished: hair and skin are mostly the photo's, the features only in part.
 The green nodes are yours to change:
 
 1. Press **Run**: the drawn person in **Load Image** comes with the pack.
