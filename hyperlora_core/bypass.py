@@ -50,6 +50,8 @@ class Attachment:
     def __init__(self, model: nn.Module, loras: Sequence[BypassLoRA], wanted: Callable[[], bool] = lambda: True):
         self._loras, self._wanted = list(loras), wanted
         self._resting: frozenset[int] = frozenset()
+        self._shared: frozenset[int] = frozenset()
+        self._parts: tuple[bool, ...] = (True,)
         # on the device and in the precision of what the layers are given: filled by the first of them, see `release`
         self._copies: dict[tuple[torch.device, torch.dtype], list[Products]] = {}
         paths = dict.fromkeys(path for lora in loras for path in lora.paths)
@@ -60,6 +62,11 @@ class Attachment:
     def rest(self, numbers: Iterable[int]) -> None:
         """From now on leave out the LoRAs with these places in the list, and only these."""
         self._resting = frozenset(numbers)
+
+    def share(self, numbers: Iterable[int], parts: Iterable[bool]) -> None:
+        """From now on the LoRAs with these places, and only these, count in some of the equal parts that layers are given
+        as one batch: in those that say True. Raises ValueError, in a layer, for a batch that can't be so divided."""
+        self._shared, self._parts = frozenset(numbers), tuple(parts)
 
     def release(self) -> None:
         """Free the copies on the device. The next call of a layer makes them again, so call this between runs."""
@@ -83,8 +90,19 @@ class Attachment:
             if path in products and number not in self._resting:
                 down, up = products[path]
                 # (..., in) x (in, r) x (r, out) -> (..., out)
-                output = output + linear(linear(x, down), up).to(output.dtype)
+                added = linear(linear(x, down), up).to(output.dtype)
+                if number in self._shared and not all(self._parts):
+                    added = added * self._mask(added)
+                output = output + added
         return output
+
+    def _mask(self, batch: Tensor) -> Tensor:
+        """[n, 1, ...]: 1 in the parts of a batch [n, ...] that count, else 0."""
+        size, rest = divmod(len(batch), len(self._parts))
+        if rest:
+            raise ValueError(f"A batch of {len(batch)} can't be divided into {len(self._parts)} parts.")
+        mask = torch.tensor([part for part in self._parts for _ in range(size)], dtype=batch.dtype, device=batch.device)
+        return mask.view(-1, *[1] * (batch.ndim - 1))
 
 
 class _Wrap:

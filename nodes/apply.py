@@ -16,7 +16,7 @@ from .hooks import put_in_time
 from .norms import merge_keeping_norms
 from .types import CATEGORY
 
-MERGE, BYPASS = "merge", "bypass"
+MERGE, BYPASS, GUIDE = MODES = ("merge", "bypass", "guide")
 
 
 def weight_inputs() -> tuple[io.Float.Input, io.Float.Input]:
@@ -50,6 +50,19 @@ def time_inputs() -> tuple[io.Float.Input, io.Float.Input]:
         io.Float.Input(
             "end", default=1.0, **limits, tooltip="Until which share of sampling the person takes part; 1: to its end."
         ),
+    )
+
+
+def mode_input(advanced: bool = False) -> io.Combo.Input:
+    return io.Combo.Input(
+        "mode",
+        options=list(MODES),
+        default=MERGE,
+        optional=True,
+        advanced=advanced,
+        tooltip="merge: into the model's weights. bypass: beside them, so that another person or weight costs nothing, and "
+        "quantised (fp8, GGUF) models keep their weights. guide: as bypass, but not for the negative prompt, so that CFG "
+        "leads to the person, too: more likeness at the same weight.",
     )
 
 
@@ -93,14 +106,7 @@ class HyperLoRAApply(io.ComfyNode):
                 ),
                 base_weight,
                 # last and optional: workflows from before it was there still run
-                io.Combo.Input(
-                    "mode",
-                    options=[MERGE, BYPASS],
-                    default=MERGE,
-                    optional=True,
-                    tooltip="merge: into the model's weights. bypass: beside them, so that another person or weight "
-                    "costs nothing, and quantised (fp8, GGUF) models keep their weights.",
-                ),
+                mode_input(),
                 *time_inputs(),
                 *block_inputs(),
                 io.Boolean.Input(
@@ -159,10 +165,10 @@ def apply(
     block_weights: str = "",
     keep_norms: bool = False,
 ):
-    """A clone of the model with ID and base as one: one patch per weight, or in bypass mode one product per layer."""
-    if keep_norms and mode == BYPASS:
+    """A clone of the model with ID and base as one: one patch per weight, or in the other modes one product per layer."""
+    if keep_norms and mode != MERGE:
         raise HyperLoRAError(
-            "keep_norms needs the model's weights, which bypass mode never touches: choose merge, or turn it off."
+            f"keep_norms needs the model's weights, which mode {mode} never touches: choose merge, or turn it off."
         )
     if keep_norms and not schedule.always:
         raise HyperLoRAError("keep_norms holds for all of sampling: set start to 0 and end to 1, or turn it off.")
@@ -181,7 +187,7 @@ def apply(
         return put_in_time(model, lora, strength, schedule)
     if strength != 1:
         lora = merge_branches(lora, None, strength)
-    return put_beside(model, lora, {key: layer.path for key, layer in layers.items()}, schedule)
+    return put_beside(model, lora, {key: layer.path for key, layer in layers.items()}, schedule, mode == GUIDE)
 
 
 def one_lora(id_lora: LoRA, weight: float, base_lora: LoRA | None, base_weight: float) -> tuple[LoRA, float]:

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
+from uuid import UUID
 
-from comfy.patcher_extension import CallbacksMP
+from comfy.patcher_extension import CallbacksMP, WrappersMP
 from torch import Tensor, nn
 
 from ..hyperlora_core.bypass import Attachment, BypassLoRA
@@ -12,22 +13,24 @@ from ..hyperlora_core.schedule import Schedule
 
 # core's own bypass LoRAs share "bypass_lora", where a second one replaces the first
 KEY = "hyperlora_bypass"
+NEGATIVE = "negative"  # in the names that guiders give such conditionings: negative, empty_negative_prompt
 
 
 class TimedLoRA(NamedTuple):
-    """A LoRA beside the layers, and when."""
+    """A LoRA beside the layers, when, and whether for the negative prompt too."""
 
     lora: BypassLoRA
     schedule: Schedule
+    guide: bool
 
 
-def put_beside(model, lora: LoRA, paths: Mapping[str, str], schedule: Schedule):
+def put_beside(model, lora: LoRA, paths: Mapping[str, str], schedule: Schedule, guide: bool = False):
     """A clone of the MODEL with the LoRA beside its layers, in addition to those that stand there already.
 
-    `paths`: LoRA key -> the layer's path in `model.model`.
+    `paths`: LoRA key -> the layer's path in `model.model`. `guide`: the negative prompt is computed without it.
     """
     before = model.get_injections(KEY) or []
-    loras = [*(timed for one in before for timed in one.loras), TimedLoRA(BypassLoRA(lora, paths), schedule)]
+    loras = [*(timed for one in before for timed in one.loras), TimedLoRA(BypassLoRA(lora, paths), schedule, guide)]
     injection = BypassInjection(loras)
     patched = model.clone()
     patched.set_injections(KEY, [injection])
@@ -37,6 +40,13 @@ def put_beside(model, lora: LoRA, paths: Mapping[str, str], schedule: Schedule):
     for event, callback in callbacks.items():
         patched.remove_callbacks_with_key(event, KEY)
         patched.add_callback_with_key(event, KEY, callback)
+    if any(timed.guide for timed in loras):
+        for place, wrapper in {
+            WrappersMP.OUTER_SAMPLE: injection.note_negatives,
+            WrappersMP.APPLY_MODEL: injection.leave_negatives,
+        }.items():
+            patched.remove_wrappers_with_key(place, KEY)
+            patched.add_wrapper_with_key(place, KEY, wrapper)
     return patched
 
 
@@ -53,6 +63,8 @@ class BypassInjection:
         # by patcher, since its clones carry this same object; by id, since a patcher ejects even while it is deleted
         self._attached: dict[int, Attachment] = {}
         self._resting: dict[int, list[int]] = {}  # whose time it isn't; hooks eject and inject within a step
+        self._guides = [number for number, timed in enumerate(loras) if timed.guide]
+        self._negatives: set[UUID] = set()
 
     def inject(self, patcher) -> None:
         """Nothing yet, see `attach`; that there is an injection makes the host call it."""
@@ -74,6 +86,27 @@ class BypassInjection:
         self._resting[id(patcher)] = resting
         if id(patcher) in self._attached:
             self._attached[id(patcher)].rest(resting)
+
+    def note_negatives(self, executor, *args, **kwargs):
+        """Around a run: which conditionings are negative. A guider knows them by name, a step by their ids only."""
+        conds = executor.class_obj.conds
+        negatives = {cond["uuid"] for name, given in conds.items() if NEGATIVE in name for cond in given}
+        self._negatives |= negatives
+        try:
+            return executor(*args, **kwargs)
+        finally:
+            self._negatives -= negatives
+
+    def leave_negatives(self, executor, *args, **kwargs):
+        """Around a call of the model, whose batch is several conditionings of equal size: some may be negative."""
+        options = next(
+            (given for given in (*args, *kwargs.values()) if isinstance(given, dict) and "uuids" in given), {}
+        )
+        attachment = self._attached.get(id(executor.class_obj.current_patcher))
+        if attachment is not None:
+            parts = [uuid not in self._negatives for uuid in options.get("uuids", ())]
+            attachment.share(self._guides, parts or [True])
+        return executor(*args, **kwargs)
 
     def release(self, patcher) -> None:
         """At the end of sampling, also of one that failed: the copies on the device lived for that run only."""

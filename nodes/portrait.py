@@ -5,7 +5,7 @@ from comfy_api.latest import io
 from ..hyperlora_core import EncodeOptions
 from ..hyperlora_core.prompt import with_trigger
 from . import host
-from .apply import apply, weight_inputs
+from .apply import MERGE, apply, mode_input, weight_inputs
 from .generate import generate
 from .identity import encode
 from .types import CATEGORY, FaceAnalysis, HyperLoRAModel
@@ -29,6 +29,7 @@ class HyperLoRAPortrait(io.ComfyNode):
                 io.Image.Input("photos", tooltip="Photos of ONE person, one or a batch."),
                 io.String.Input("prompt", multiline=True, dynamic_prompts=True, tooltip="What the picture shows."),
                 *weight_inputs(),
+                mode_input(advanced=True),
             ],
             outputs=[
                 io.Model.Output("model", tooltip="For the sampler."),
@@ -46,8 +47,9 @@ class HyperLoRAPortrait(io.ComfyNode):
         prompt: str,
         weight: float,
         base_weight: float = 0.4,
+        mode: str = MERGE,
     ) -> io.NodeOutput:
         encoded = encode(hyperlora, face_analysis, list(photos), EncodeOptions())
         id_lora, base_lora = generate(hyperlora, encoded.identity)
-        patched = apply(model, id_lora, weight, base_lora=base_lora, base_weight=base_weight)
+        patched = apply(model, id_lora, weight, base_lora=base_lora, base_weight=base_weight, mode=mode)
         return io.NodeOutput(patched, with_trigger(prompt))

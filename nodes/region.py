@@ -55,6 +55,14 @@ class HyperLoRARegion(io.ComfyNode):
                 base_weight,
                 *time_inputs(),
                 *block_inputs(),
+                io.Boolean.Input(
+                    "guide",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Leave the person out of the negative prompt, so that CFG leads to the person, too: more likeness "
+                    "at the same weight.",
+                ),
             ],
             outputs=[
                 io.Conditioning.Output("positive", tooltip="For the sampler, or the next Region."),
@@ -77,6 +85,7 @@ class HyperLoRARegion(io.ComfyNode):
         end: float = 1.0,
         blocks: str = ALIKE,
         block_weights: str = "",
+        guide: bool = False,
     ) -> io.NodeOutput:
         schedule = Schedule(start, end)
         lora, strength = one_lora(id_lora, weight, base_lora, base_weight)
@@ -87,7 +96,7 @@ class HyperLoRARegion(io.ComfyNode):
             mask = region_mask(
                 mask, [entry[1]["mask"] for entry in positive if MARK in entry[1] and "mask" in entry[1]]
             )
-        return io.NodeOutput(*add_person(positive, negative, person_prompt, mask, hooks))
+        return io.NodeOutput(*add_person(positive, negative, person_prompt, mask, hooks, guide))
 
 
 class MustFit:
@@ -107,20 +116,20 @@ def add_person(
     person_prompt: Conditioning | None,
     mask: Tensor | None,
     hooks: comfy.hooks.HookGroup,
+    guide: bool = False,
 ) -> list[Conditioning]:
-    """Both with one more place, in which the person's hooks work; what no place covers keeps the picture's prompt."""
+    """Both with one more place, in which the person's hooks work; what no place covers keeps the picture's prompt.
+
+    `guide`: the hooks only work for the positive one.
+    """
     (people, picture), (negative_people, negative_picture) = (
         split(positive, "positive"),
         split(negative, "negative"),
     )
-    place = comfy.hooks.set_conds_props(
-        [for_person(person_prompt or picture), for_person(negative_picture)],
-        strength=1.0,
-        set_cond_area="default",
-        mask=mask,
-        hooks=hooks,
-    )
-    return [[*people, *place[0], *rest(picture)], [*negative_people, *place[1], *rest(negative_picture)]]
+    place = {"strength": 1.0, "set_cond_area": "default", "mask": mask}
+    (wanted,) = comfy.hooks.set_conds_props([for_person(person_prompt or picture)], **place, hooks=hooks)
+    (unwanted,) = comfy.hooks.set_conds_props([for_person(negative_picture)], **place, hooks=None if guide else hooks)
+    return [[*people, *wanted, *rest(picture)], [*negative_people, *unwanted, *rest(negative_picture)]]
 
 
 def split(conditioning: Conditioning, name: str) -> tuple[Conditioning, Conditioning]:

@@ -63,6 +63,41 @@ def test_a_batch_is_what_single_pictures_are(cfg, pipeline, loras):
         assert picture.dtype == np.uint8 and np.abs(picture - alone).max() <= 2
 
 
+def test_guided_only_the_prompt_has_the_person(pipeline, loras):
+    """Alone and in a batch with another: what guidance makes of the UNet's two answers, computed apart."""
+    apply_lora(pipeline, loras[0], name="anna")
+    apply_lora(pipeline, loras[1], 0.5, name="style")  # which the negative prompt has as well
+    unet, halves = pipeline.unet, []
+
+    def seen(_unet, inputs, options, output):
+        halves.append((inputs, options, output[0].clone()))
+
+    hook = unet.register_forward_hook(seen, with_kwargs=True)
+    guided = np.asarray(render(pipeline, PROMPTS[0], steps=1, cfg=4.0, seed=5, guide=["anna"]))
+    hook.remove()
+    inputs, options, answer = halves[0]
+    with torch.no_grad():
+        with_both = unet(*inputs, **options)[0]
+        remove_lora(pipeline, "anna")
+        with_style = unet(*inputs, **options)[0]
+    torch.testing.assert_close(answer, torch.stack([with_style[0], with_both[1]]))
+    assert (with_style[0] - with_both[0]).abs().max() > 0.01
+    remove_lora(pipeline)
+
+    jobs = [Job(prompt, 5, lora, guide=True) for prompt, lora in zip(PROMPTS, loras, strict=True)]
+    batch = Painter(pipeline, steps=1, cfg=4.0).paint([*jobs, jobs[0]._replace(guide=False)])
+    apply_lora(pipeline, loras[0])
+    for guide, picture in ((["hyperlora"], batch[0]), ((), batch[2])):
+        alone = np.asarray(render(pipeline, PROMPTS[0], steps=1, cfg=4.0, seed=5, guide=guide)).astype(int)
+        assert np.abs(picture - alone).max() <= 2
+    assert np.abs(batch[0].astype(int) - batch[2]).max() > 2 and not np.array_equal(guided, batch[0])
+    at_1 = [np.asarray(render(pipeline, PROMPTS[0], steps=1, cfg=1.0, guide=guide)) for guide in (["hyperlora"], ())]
+    assert np.array_equal(*at_1)
+    with pytest.raises(HyperLoRAError, match='no LoRA "anna"'):
+        render(pipeline, PROMPTS[0], steps=1, guide=["anna"])
+    remove_lora(pipeline)
+
+
 def test_lora_noise_and_prompt_each_make_a_difference(pipeline, loras):
     job = Job(PROMPTS[0], 5, loras[0])
     others = [job._replace(lora=loras[1]), job._replace(seed=7), job._replace(prompt=PROMPTS[1])]

@@ -206,6 +206,8 @@ def test_methods():
     assert (none.id_weight, none.base_weight, full.id_weight, full.base_weight) == (0, 0, 0.7, 0.2)
     assert (id_only.checkpoint, id_only.id_weight, id_only.base_weight) == ("runs/half", 0.7, 0)
     assert chosen_methods(protocol)[0].name == "none"
+    guided = [method.name for method in chosen_methods(protocol) if method.guide]
+    assert guided == ["ID only, guided", "full, guided", "three photos, guided"]
     with pytest.raises(HyperLoRAError, match=r'no method "fulll".*full, three photos'):
         chosen_methods(protocol, ["fulll"])
     with pytest.raises(HyperLoRAError, match='Two rows would be called "full"'):

@@ -46,6 +46,12 @@ def test_a_person_and_the_rest(region):
     assert "default" not in PICTURE[0][1] and "mask" not in ANNA[0][1], "what came in was changed"
 
 
+def test_guided_the_negative_prompt_has_no_person(region):
+    positive, negative = region.add_person(PICTURE, BAD, ANNA, "left", "hooks", guide=True)
+    assert positive[0][1]["hooks"] == "hooks" and negative[0][1]["hooks"] is None
+    assert negative[0][1]["mask"] == "left"
+
+
 def test_one_after_another(region):
     first = region.add_person(PICTURE, BAD, ANNA, "left", "hooks of Anna")
     positive, negative = region.add_person(*first, None, "right", "hooks of Ben")
@@ -126,7 +132,7 @@ def test_bypassed_for_a_while(nodes):
     net, x = Net(), torch.randn(2, 16, generator=torch.Generator().manual_seed(0))
     net.model_sampling = SimpleNamespace(percent_to_sigma=lambda share: 10 * (1 - share))
     schedules = bypass.Schedule(), bypass.Schedule(0.3, 0.75)
-    timed = [bypass.TimedLoRA(bypass.BypassLoRA(lora(seed), PATHS), when) for seed, when in enumerate(schedules)]
+    timed = [bypass.TimedLoRA(bypass.BypassLoRA(lora(seed), PATHS), when, False) for seed, when in enumerate(schedules)]
     injection, patcher = bypass.BypassInjection(timed), SimpleNamespace(model=net)
     both, first = merged(Net(), lora(0), lora(1))(x), merged(Net(), lora(0))(x)
 
@@ -145,6 +151,46 @@ def test_bypassed_for_a_while(nodes):
         assert paints(both), "a run's last step decides over the next one"
     injection.eject(patcher)
     assert paints(Net()(x))
+
+
+def test_guided_only_prompts_have_the_person(nodes):
+    """Conditionings in any order and number in a batch, told apart by the guider's names for them; a second LoRA is for all."""
+    bypass, net = nodes.bypass, Net()
+    x = torch.randn(4, 3, 16, generator=torch.Generator().manual_seed(0))
+    timed = [bypass.TimedLoRA(bypass.BypassLoRA(lora(seed), PATHS), bypass.Schedule(), seed == 0) for seed in (0, 1)]
+    injection, patcher = bypass.BypassInjection(timed), SimpleNamespace(model=net)
+    net.current_patcher = patcher
+    injection.attach(patcher)
+    both, second = merged(Net(), lora(0), lora(1))(x), merged(Net(), lora(1))(x)
+
+    def called(executor_of: object, wrapper, run, *args, **kwargs):
+        class Executor:
+            class_obj = executor_of
+
+            def __call__(self, *args, **kwargs):
+                return run(*args, **kwargs)
+
+        return wrapper(Executor(), *args, **kwargs)
+
+    def paints(wanted, *uuids) -> bool:
+        options = {"uuids": list(uuids)} if uuids else {}
+        as_kwarg = called(net, injection.leave_negatives, lambda x, **_: net(x), x, transformer_options=options)
+        as_arg = called(net, injection.leave_negatives, lambda x, *_: net(x), x, None, options)
+        return torch.equal(as_kwarg, as_arg) and torch.allclose(as_arg, wanted, atol=1e-5)
+
+    def sampling():
+        assert paints(torch.cat([both[:2], second[2:]]), "her", "no")
+        assert paints(torch.cat([second[:2], both[2:]]), "no", "her")
+        assert paints(torch.cat([second[:1], both[1:3], second[3:]]), "empty", "her", "him", "no")
+        assert paints(second, "no") and paints(both, "her") and paints(both)
+        with pytest.raises(ValueError, match="batch of 4 can't be divided into 3"):
+            paints(both, "no", "her", "him")
+        return "sampled"
+
+    conds = {"positive": ["her", "him"], "negative": ["no"], "empty_negative_prompt": ["empty"]}
+    guider = SimpleNamespace(conds={name: [{"uuid": uuid} for uuid in uuids] for name, uuids in conds.items()})
+    assert called(guider, injection.note_negatives, sampling) == "sampled"
+    assert paints(both, "no"), "a run's negatives decide over the next one"
 
 
 def test_weights_that_a_model_samples_with(nodes, monkeypatch):

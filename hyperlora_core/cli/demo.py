@@ -17,13 +17,12 @@ from ..locate import DEMO, demo_folder, open_encoder
 from ..lora import save_lora
 from ..metadata import describe
 from ..photo import read_photo
-from ..pipeline import apply_lora, load_pipeline, remove_lora, render
+from ..pipeline import ADAPTER, apply_lora, load_pipeline, remove_lora, render
 from ..prompt import with_trigger
 from .portrait import person_lora
 
 PROMPT = "portrait of a person, blue background, green shirt"
-WITHOUT = "without"
-WEIGHTS = {WITHOUT: None, "ID": (0.8, 0.0), "full": (0.8, 0.4)}  # column: weights of ID and base LoRA
+WEIGHTS = {"without": None, "ID": (0.8, 0.0), "full": (0.8, 0.4)}  # column: weights of ID and base LoRA
 TILE = 256  # px, of a picture on the sheet
 PEOPLE = 3  # drawn when no photo is given
 AMONG = 100  # people among whom a portrait's nearest is looked for
@@ -49,12 +48,13 @@ def run(arguments: Namespace) -> int:
     rows = []
     with tqdm(total=len(people) * len(WEIGHTS) * arguments.steps, desc="painting", unit="step", disable=None) as bar:
 
-        def paint(prompt: str) -> Image.Image:
+        def paint(prompt: str, guide: tuple[str, ...]) -> Image.Image:
             return render(
                 pipeline,
                 prompt,
                 steps=arguments.steps,
                 seed=arguments.seed,
+                guide=guide,
                 progress=lambda _done, _total: bar.update(),
             )
 
@@ -66,10 +66,12 @@ def run(arguments: Namespace) -> int:
             metadata = describe(name, encoded.identity)
             save_lora(id_lora, folder / "lora.safetensors", metadata=metadata, dtype=torch.float16)
             cells = [Cell(read_photo(photos[0]), [""])]
-            for column, weights in WEIGHTS.items():
-                if weights is not None:
+            for weights in WEIGHTS.values():
+                if weights is None:
+                    picture = paint(arguments.prompt, ())
+                else:
                     apply_lora(pipeline, person_lora(encoder.hyper, encoded.identity, *weights))
-                picture = paint(arguments.prompt if column == WITHOUT else with_trigger(arguments.prompt))
+                    picture = paint(with_trigger(arguments.prompt), (ADAPTER,))
                 cells.append(similarity.cell(np.asarray(picture), name))
             remove_lora(pipeline)
             _save(picture, folder / "portrait.png")

@@ -11,7 +11,7 @@ from ..hyperlora import HyperLoRA, LoRA
 from ..identity import Identity
 from ..locate import DEMO, demo_folder, find_file
 from ..lora import merge_branches
-from ..pipeline import apply_lora, load_pipeline, render
+from ..pipeline import ADAPTER, apply_lora, load_pipeline, render
 from ..prompt import with_trigger
 from .options import add_photo_arguments, encode
 
@@ -28,6 +28,11 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--weight", type=float, default=0.8, help="strength of the face (default: 0.8)")
     parser.add_argument(
         "--base-weight", type=float, default=0.4, help="strength of the base branch, where there is one (default: 0.4)"
+    )
+    parser.add_argument(
+        "--guide",
+        action="store_true",
+        help="leave the person out of the negative prompt: guidance leads to the person, too, for more likeness",
     )
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--cfg", type=float, default=5.0)
@@ -52,6 +57,7 @@ def run(arguments: Namespace) -> int:
             arguments.negative,
             steps=arguments.steps,
             cfg=arguments.cfg,
+            guide=(ADAPTER,) if arguments.guide else (),
             seed=arguments.seed,
             width=arguments.width,
             height=arguments.height,

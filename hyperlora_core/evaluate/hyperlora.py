@@ -57,7 +57,7 @@ class HyperLoRAPainter:
         hyper = self.encoder.hyper
         base = hyper.lora(who.base_coefficients, "base") if method.base_weight else None
         lora = merge_branches(hyper.lora(who.coefficients), base, method.id_weight, method.base_weight)
-        return Job(with_trigger(prompt) if method.trigger else prompt, seed, lora)
+        return Job(with_trigger(prompt) if method.trigger else prompt, seed, lora, method.guide)
 
     def paint(self, jobs: Sequence[Job], progress: Callable[[int, int], None] | None = None) -> list[np.ndarray]:
         """uint8 [h, w, 3] each, in the size that the base model was made for."""

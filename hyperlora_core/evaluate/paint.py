@@ -28,6 +28,7 @@ class Job(NamedTuple):
     prompt: str
     seed: int  # of its noise: the same noise in any batch and on every device
     lora: Mapping[str, Tensor] | None = None  # used at weight 1; all of one batch have the same layers and ranks
+    guide: bool = False  # the LoRA only for the prompt, not for the negative one: guidance leads to the person, too
     face: np.ndarray | None = None  # the embedding [512] that Arc2Face paints
 
 
@@ -100,7 +101,7 @@ class Painter:
             return tensors
 
         guided = self.cfg > 1
-        lora = stacked(loras, copies=2 if guided else 1)
+        lora = stacked(loras, [not job.guide for job in jobs] if guided else None)
         injection = Injection(self.pipeline.unet, lora)
         try:
             injection.set(lora)
@@ -148,10 +149,10 @@ class Painter:
         return self._embeddings[prompt]
 
 
-def stacked(loras: Sequence[Mapping[str, Tensor]], copies: int = 1) -> dict[str, LowRank]:
-    """LoRAs of n pictures as what `Injection` takes: down [copies * n, in, r], up [copies * n, r, out].
+def stacked(loras: Sequence[Mapping[str, Tensor]], negative: Sequence[bool] | None = None) -> dict[str, LowRank]:
+    """LoRAs of n pictures as what `Injection` takes: down [n, in, r], up [n, r, out].
 
-    `copies` 2: once for the prompts and once for the negative prompts, as in a model that carries the LoRA.
+    With `negative` 2 n of each: first for the negative prompts, all 0 where it says False, then for the prompts.
     """
     by_key: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for lora in loras:
@@ -160,5 +161,8 @@ def stacked(loras: Sequence[Mapping[str, Tensor]], copies: int = 1) -> dict[str,
     layers = {}
     for key, matrices in by_key.items():
         downs, ups = (torch.stack(list(side)) for side in zip(*matrices, strict=True))
-        layers[key] = LowRank(downs.repeat(copies, 1, 1), ups.repeat(copies, 1, 1))
+        if negative is not None:
+            kept = torch.tensor(negative, dtype=ups.dtype)[:, None, None]
+            downs, ups = torch.cat([downs, downs]), torch.cat([ups * kept, ups])
+        layers[key] = LowRank(downs, ups)
     return layers

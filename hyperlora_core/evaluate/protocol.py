@@ -25,6 +25,7 @@ class Method:
     base_weight: float
     trigger: bool  # whether the trigger words stand before the prompt
     prompts: str  # which set of prompts
+    guide: bool = False  # whether the LoRA is left out for the negative prompt: identity guidance
     checkpoint: str = "demo"  # a HyperLoRA folder, or what `open_encoder` knows by name
     pictures: str | None = None  # folder of the pictures, where they were made elsewhere
     number: int | None = None  # which picture of each job there, from 1
@@ -53,6 +54,7 @@ def load_protocol(path: str | Path = SHIPPED) -> Protocol:
                 base_weight=row["base"],
                 trigger=row["trigger"],
                 prompts=row["prompts"],
+                guide=row.get("guide", False),
             )
             for name, row in table["methods"].items()
         }

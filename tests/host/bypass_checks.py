@@ -23,11 +23,13 @@ import comfy.sample  # noqa: E402
 import comfy.sd  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from comfy.patcher_extension import WrappersMP  # noqa: E402
+from comfy_extras.nodes_custom_sampler import Guider_DualCFG  # noqa: E402
 
 spec = importlib.util.spec_from_file_location("pack", PACK / "__init__.py", submodule_search_locations=[str(PACK)])
 sys.modules["pack"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(sys.modules["pack"])
-from pack.nodes.apply import BYPASS, MERGE, apply, model_layers  # noqa: E402
+from pack.nodes.apply import BYPASS, GUIDE, MERGE, apply, model_layers  # noqa: E402
 from pack.nodes.bypass import KEY  # noqa: E402
 from pack.nodes.demo_host import load_unet  # noqa: E402
 
@@ -237,6 +239,67 @@ def native_names(lora: dict) -> dict:
         for name, tensor in lora.items()
         for key in [name.split(".")[0]]
     }
+
+
+def first_answers(model, guider_of: type = comfy.samplers.CFGGuider, cfg: tuple = (3.0,)) -> list[torch.Tensor]:
+    """What the model says of each conditioning in a run's first step, in the guider's order."""
+    said = []
+
+    def note(executor, *args):
+        said.append(executor(*args))
+        return said[-1]
+
+    model = model.clone()
+    model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "note", note)
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(1, 4, 16, 16, generator=generator)
+    conds = [
+        [
+            [
+                torch.randn(1, 77, WIDTH, generator=generator),
+                {"pooled_output": torch.randn(1, POOLED, generator=generator)},
+            ]
+        ]
+        for _ in range(2 + len(cfg) - 1)
+    ]
+    guider = guider_of(model)
+    guider.set_conds(*conds)
+    guider.set_cfg(*cfg)
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 2)
+    guider.sample(
+        noise, torch.zeros_like(noise), comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True, seed=0
+    )
+    assert len(said) == 2
+    return said[0]
+
+
+def differ(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Of a first step's answers, which a LoRA changes by some hundredths."""
+    return (a - b).abs().max() > 0.02
+
+
+def check_guided_the_negative_prompt_has_no_person():
+    plain, bypass, guided = (first_answers(model) for model in (MODEL, put_on(MODEL), put_on(MODEL, mode=GUIDE)))
+    assert close(guided[0], bypass[0]) and differ(bypass[0], plain[0])
+    assert close(guided[1], plain[1]) and differ(bypass[1], plain[1])
+    again = first_answers(put_on(MODEL))
+    assert all(map(torch.equal, again, bypass)), "what was guided has left something"
+
+
+def check_guided_by_a_guider_that_begins_with_the_negative_prompt():
+    plain, bypass, guided = (
+        first_answers(model, Guider_DualCFG, (3.0, 2.0)) for model in (MODEL, put_on(MODEL), put_on(MODEL, mode=GUIDE))
+    )
+    assert close(guided[0], plain[0]) and differ(bypass[0], plain[0])
+    assert close(guided[1], bypass[1]) and close(guided[2], bypass[2])
+
+
+def check_guided_beside_one_that_is_for_all():
+    """An earlier LoRA keeps its own way, and only the guided one leaves the negative prompt alone."""
+    both, ben = first_answers(put_on(put_on(MODEL, BEN, 0.5), ANNA)), first_answers(put_on(MODEL, BEN, 0.5))
+    for model in (put_on(put_on(MODEL, BEN, 0.5), mode=GUIDE), put_on(put_on(MODEL, mode=GUIDE), BEN, 0.5)):
+        guided = first_answers(model)
+        assert close(guided[0], both[0]) and close(guided[1], ben[1]) and differ(both[1], ben[1])
 
 
 class Packed(torch.nn.Module):

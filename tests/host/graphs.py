@@ -9,9 +9,13 @@ DEMO = json.loads((ROOT / "workflows" / "api" / "demo.json").read_text(encoding=
 
 
 def demo(photo: str, **changes: dict) -> dict:
-    """The demo workflow with an uploaded photo; `changes` by node class: demo(photo, KSampler={"seed": 2})."""
+    """The demo workflow with an uploaded photo; `changes` by node class: demo(photo, KSampler={"seed": 2}).
+
+    The person is merged, the node's default, unless told otherwise: what most tests compare with.
+    """
     workflow = copy.deepcopy(DEMO)
-    for kind, values in ({"LoadImage": {"image": photo}} | changes).items():
+    merged = {"HyperLoRAApply": {"mode": "merge"} | changes.pop("HyperLoRAApply", {})}
+    for kind, values in ({"LoadImage": {"image": photo}} | merged | changes).items():
         for node in workflow.values():
             if node["class_type"] == kind:
                 node["inputs"] |= values

@@ -20,7 +20,7 @@ def plain(paint):
     return paint(weight=0, base_weight=0)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", [*MODES, "guide"])
 def test_from_0_to_1_is_what_it_was(paint, mode):
     before = paint(mode=mode)
     assert np.array_equal(paint(mode=mode, start=0.0, end=1.0, blocks="all alike", block_weights=""), before)
@@ -34,7 +34,7 @@ def test_both_modes_paint_the_same(paint, plain, start, end):
     assert np.abs(merged - paint(mode="merge")).mean() > 1
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", [*MODES, "guide"])
 def test_the_later_the_closer_to_the_picture_without(paint, plain, mode):
     far = [np.abs(paint(mode=mode, start=start) - plain).mean() for start in (0.0, 0.3, 0.6, 0.9)]
     assert far == sorted(far, reverse=True) and far[-1] < far[0] / 2

@@ -284,7 +284,7 @@ def demo() -> Workflow:
         nodes={
             "demo": Node("HyperLoRALoadDemo"),
             **person_nodes(shipped, shipped, "hyperlora_demo_person.png"),  # put there by the pack
-            "apply": apply_node("demo.model"),
+            "apply": apply_node("demo.model", mode="guide"),
             **prompt_nodes("portrait of a person, blue background, green shirt", "", "demo.clip"),
             "size": size_node(128, 128),
             "sampler": sampler_node(steps=8, cfg=3.0, sampler_name="euler", scheduler="normal"),
@@ -300,6 +300,7 @@ def demo() -> Workflow:
 
 The demo models know drawn people only. They come with this pack and need no graphics card.
 Their training is not finished: hair and skin are mostly the photo's, the features only in part.
+**Apply HyperLoRA** has *mode* = guide: the person isn't in the negative prompt, so that CFG leads to the person, too.
 The green nodes are yours to change:
 
 1. Press **Run**: the drawn person in **Load Image** comes with the pack.
