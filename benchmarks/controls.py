@@ -43,6 +43,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=20, help="default: %(default)s")
     parser.add_argument("--cfg", type=float, default=5.0, help="default: %(default)s")
     parser.add_argument("--weight", type=float, default=0.8, help="of the ID LoRA (default: %(default)s)")
+    parser.add_argument("--guide", action="store_true", help="regions, blocks: nobody in the negative prompt")
     parser.add_argument("--start", type=float, default=0.0, help="regions: start of each person (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of people and noise (default: %(default)s)")
     return parser.parse_args()
@@ -86,7 +87,7 @@ def regions(server: ComfyUI, options: argparse.Namespace) -> tuple[dict, bool]:
                     [crowd_of.photos[i] for i in group],
                     places,
                     [crowd_of.people[i].prompts["scenes"][0] for i in group],
-                    [{"weight": options.weight, "start": options.start}] * count,
+                    [{"weight": options.weight, "start": options.start, "guide": options.guide}] * count,
                     batch=min(PICTURES_AT_ONCE, pictures - number * PICTURES_AT_ONCE),
                     seed=options.seed + number,
                     steps=options.steps,
@@ -117,12 +118,13 @@ def compared(server: ComfyUI, options: argparse.Namespace, settings: Mapping[str
     """Similarity, and distance from the picture without the person, for inputs of Apply HyperLoRA by name."""
     crowd_of = Crowd(server, (options.people or [12])[0], options.seed)
     figures, sheets = {}, []
+    mode = "guide" if options.guide else "merge"
     for name, apply in tqdm({"without": {"weight": 0.0}, **settings}.items(), desc="settings"):
         alike, layout, row = [], [], []
         for number, person in enumerate(crowd_of.people):
             graph = demo(
                 crowd_of.photos[number],
-                HyperLoRAApply={"weight": options.weight, "base_weight": 0.0} | apply,
+                HyperLoRAApply={"weight": options.weight, "base_weight": 0.0, "mode": mode} | apply,
                 KSampler={"seed": options.seed + number, "steps": options.steps, "cfg": options.cfg},
                 EmptyLatentImage={"batch_size": options.pictures or PICTURES_AT_ONCE},
                 HyperLoRATriggerPrompt={"prompt": person.prompts["scenes"][0]},

@@ -33,7 +33,7 @@ from hyperlora_core.pipeline import load_pipeline
 from hyperlora_core.prompt import with_trigger
 from hyperlora_core.slider import slider_lora
 
-PROMPT = with_trigger("portrait of a person, blue background, green shirt")
+PROMPT = with_trigger("portrait of a person, green background, white shirt")
 SLIDERS = ("smiling", "glasses", "old")
 AMOUNTS = (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -52,6 +52,7 @@ class Bench(NamedTuple):
     batch: int
     id_weight: float
     base_weight: float
+    guide: bool
     encoder: PhotoEncoder
     painter: Painter
     faces: MeasuringNetwork
@@ -72,7 +73,7 @@ class Bench(NamedTuple):
                 painted[column] = []
                 for start in range(0, len(of), self.batch):
                     part = of[start : start + self.batch]
-                    jobs = [Job(PROMPT, start + number, lora) for number, lora in enumerate(part)]
+                    jobs = [Job(PROMPT, start + number, lora, self.guide) for number, lora in enumerate(part)]
                     painted[column] += self.painter.paint(jobs)
                     bar.update(len(part))
         return painted
@@ -205,6 +206,7 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--id-weight", type=float, default=0.8)
     parser.add_argument("--base-weight", type=float, default=0.0)
+    parser.add_argument("--guide", action="store_true", help="the LoRA for the prompt only, not for the negative one")
     parser.add_argument("--checkpoint", default=DEMO)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=Path("outputs/identities"))
@@ -217,6 +219,7 @@ def main() -> int:
         asked.batch,
         asked.id_weight,
         asked.base_weight,
+        asked.guide,
         encoder,
         Painter(load_pipeline(models, device=asked.device), asked.steps, asked.cfg),
         MeasuringNetwork(models / "face_measure", encoder.faces),

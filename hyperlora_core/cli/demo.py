@@ -21,7 +21,7 @@ from ..pipeline import ADAPTER, apply_lora, load_pipeline, remove_lora, render
 from ..prompt import with_trigger
 from .portrait import person_lora
 
-PROMPT = "portrait of a person, blue background, green shirt"
+PROMPT = "portrait of a person, green background, white shirt"
 WEIGHTS = {"without": None, "ID": (0.8, 0.0), "full": (0.8, 0.4)}  # column: weights of ID and base LoRA
 TILE = 256  # px, of a picture on the sheet
 PEOPLE = 3  # drawn when no photo is given
@@ -36,7 +36,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--prompt", default=PROMPT, help="default: %(default)s")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=2, help="of the noise (default: %(default)s)")
 
 
 def run(arguments: Namespace) -> int:

@@ -285,9 +285,9 @@ def demo() -> Workflow:
             "demo": Node("HyperLoRALoadDemo"),
             **person_nodes(shipped, shipped, "hyperlora_demo_person.png"),  # put there by the pack
             "apply": apply_node("demo.model", mode="guide"),
-            **prompt_nodes("portrait of a person, blue background, green shirt", "", "demo.clip"),
+            **prompt_nodes("portrait of a person, green background, white shirt", "", "demo.clip"),
             "size": size_node(128, 128),
-            "sampler": sampler_node(steps=8, cfg=3.0, sampler_name="euler", scheduler="normal"),
+            "sampler": sampler_node(steps=12, cfg=5.0, sampler_name="euler", scheduler="normal"),
             "decode": decode_node(vae="demo.vae"),
             "save": save_node(prefix="hyperlora_demo"),
         },
