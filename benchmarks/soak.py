@@ -31,7 +31,7 @@ from .speed.machine import ROOT, describe_machine
 from .speed.memory import Memory, memory_of
 from .speed.report import figure
 
-MODES = ("merge", "bypass")
+MODES = ("merge", "bypass", "guide")
 WARM_UP = 0.2  # share of the generations in which models are loaded and allocators fill up
 FEWEST = 40  # generations after these, from which a slope says something
 MOST_SLOPE = 0.05e6  # bytes for each generation: a person's two LoRAs of the demo have twenty times as many
