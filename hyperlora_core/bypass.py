@@ -52,6 +52,7 @@ class Attachment:
         self._resting: frozenset[int] = frozenset()
         self._shared: frozenset[int] = frozenset()
         self._parts: tuple[bool, ...] = (True,)
+        self._masks: dict[tuple[int, torch.device, torch.dtype], Tensor] = {}  # of these parts, see `_mask`
         # on the device and in the precision of what the layers are given: filled by the first of them, see `release`
         self._copies: dict[tuple[torch.device, torch.dtype], list[Products]] = {}
         paths = dict.fromkeys(path for lora in loras for path in lora.paths)
@@ -66,11 +67,14 @@ class Attachment:
     def share(self, numbers: Iterable[int], parts: Iterable[bool]) -> None:
         """From now on the LoRAs with these places, and only these, count in some of the equal parts that layers are given
         as one batch: in those that say True. Raises ValueError, in a layer, for a batch that can't be so divided."""
-        self._shared, self._parts = frozenset(numbers), tuple(parts)
+        self._shared, before, self._parts = frozenset(numbers), self._parts, tuple(parts)
+        if self._parts != before:
+            self._masks.clear()
 
     def release(self) -> None:
         """Free the copies on the device. The next call of a layer makes them again, so call this between runs."""
         self._copies.clear()
+        self._masks.clear()
 
     def remove(self) -> None:
         """Take all off the layers, and free the copies."""
@@ -92,17 +96,21 @@ class Attachment:
                 # (..., in) x (in, r) x (r, out) -> (..., out)
                 added = linear(linear(x, down), up).to(output.dtype)
                 if number in self._shared and not all(self._parts):
-                    added = added * self._mask(added)
+                    added = added * self._mask(len(added), added).view(-1, *[1] * (added.ndim - 1))
                 output = output + added
         return output
 
-    def _mask(self, batch: Tensor) -> Tensor:
-        """[n, 1, ...]: 1 in the parts of a batch [n, ...] that count, else 0."""
-        size, rest = divmod(len(batch), len(self._parts))
-        if rest:
-            raise ValueError(f"A batch of {len(batch)} can't be divided into {len(self._parts)} parts.")
-        mask = torch.tensor([part for part in self._parts for _ in range(size)], dtype=batch.dtype, device=batch.device)
-        return mask.view(-1, *[1] * (batch.ndim - 1))
+    def _mask(self, size: int, like: Tensor) -> Tensor:
+        """[size]: 1 where a batch of this size lies in a part that counts, else 0. Made once, since each layer asks, and each
+        time would be a copy to the device."""
+        place = size, like.device, like.dtype
+        if place not in self._masks:
+            each, rest = divmod(size, len(self._parts))
+            if rest:
+                raise ValueError(f"A batch of {size} can't be divided into {len(self._parts)} parts.")
+            mask = torch.tensor(self._parts, dtype=like.dtype).repeat_interleave(each)
+            self._masks[place] = mask.to(like.device)
+        return self._masks[place]
 
 
 class _Wrap:
