@@ -30,7 +30,7 @@ from hyperlora_core.files import written_aside
 from hyperlora_core.hyperlora import LoRA
 from hyperlora_core.locate import DEMO, demo_folder
 from hyperlora_core.pipeline import load_pipeline
-from hyperlora_core.precision import cpu_is_fast_in
+from hyperlora_core.precision import fast_half
 from hyperlora_core.prompt import with_trigger
 from hyperlora_core.slider import slider_lora
 
@@ -213,7 +213,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("outputs/identities"))
     asked = parser.parse_args()
     encoder = open_encoder(asked.checkpoint, device=asked.device)
-    models, half = demo_folder(), asked.device == "cpu" and cpu_is_fast_in(torch.bfloat16)
+    models = demo_folder()
     bench = Bench(
         asked.people,
         asked.photos,
@@ -222,12 +222,7 @@ def main() -> int:
         asked.base_weight,
         asked.guide,
         encoder,
-        Painter(
-            load_pipeline(models, device=asked.device),
-            asked.steps,
-            asked.cfg,
-            autocast=torch.bfloat16 if half else None,
-        ),
+        Painter(load_pipeline(models, device=asked.device), asked.steps, asked.cfg, autocast=fast_half(asked.device)),
         MeasuringNetwork(models / "face_measure", encoder.faces),
         AttributeReader(models / "attribute_measure"),
         asked.out,

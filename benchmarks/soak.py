@@ -98,7 +98,7 @@ def soak(server, generations: int, people: int, progress: Callable[..., None]) -
     samples = []
     for number in range(generations):
         start = time.perf_counter()
-        mode = MODES[number // people % len(MODES)]  # everybody in one, then everybody in the other
+        mode = MODES[number // people % len(MODES)]  # everybody in one, then everybody in the next
         result = server.run(workflow(photos[number % people], mode, number))
         if result.error:
             raise HyperLoRAError(f"Generation {number + 1} failed: {result.error}")

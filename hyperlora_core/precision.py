@@ -18,6 +18,11 @@ def cpu_is_fast_in(dtype: torch.dtype) -> bool:
     return GAIN * _seconds(dtype) < _seconds(torch.float32)
 
 
+def fast_half(device: torch.device | str) -> torch.dtype | None:
+    """bf16 on a processor that is fast in it; None on one that isn't, and on other devices, whose models choose theirs."""
+    return torch.bfloat16 if torch.device(device).type == "cpu" and cpu_is_fast_in(torch.bfloat16) else None
+
+
 def _seconds(dtype: torch.dtype) -> float:
     one = torch.ones(SIDE, SIDE, dtype=dtype)
     other = one.clone()

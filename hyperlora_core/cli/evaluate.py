@@ -25,7 +25,7 @@ from ..evaluate.protocol import (
     chosen_methods,
     load_protocol,
 )
-from ..precision import cpu_is_fast_in
+from ..precision import fast_half
 from .options import add_device_argument, add_encoder_arguments
 
 if TYPE_CHECKING:
@@ -257,9 +257,11 @@ def _painter(base: str | Path, arguments: Namespace) -> "Painter":
     from ..pipeline import load_pipeline
 
     pipeline = load_pipeline(base, device=arguments.device)
-    on_cpu, asked = pipeline.device.type == "cpu", arguments.precision
-    half = on_cpu and (asked == BF16 or (asked == AUTO and cpu_is_fast_in(torch.bfloat16)))
-    return Painter(pipeline, arguments.steps, arguments.cfg, autocast=torch.bfloat16 if half else None)
+    if arguments.precision == AUTO:
+        half = fast_half(pipeline.device)
+    else:
+        half = torch.bfloat16 if arguments.precision == BF16 and pipeline.device.type == "cpu" else None
+    return Painter(pipeline, arguments.steps, arguments.cfg, autocast=half)
 
 
 def _refuse_twice(painted: list[Method], others: set[str]) -> None:

@@ -1,6 +1,7 @@
 """The shipped demo workflow, posted over HTTP with an uploaded photo, as a user's front end or script does."""
 
 import numpy as np
+import pytest
 from authors_workflows import AUTHORS
 from graphs import demo, nodes_of
 from people import photo_of
@@ -65,7 +66,8 @@ def test_another_seed_reuses_the_identity(server, anna):
     assert not np.array_equal(one.picture(), two.picture())
 
 
-def test_portrait_node_equals_the_chain(server, anna):
+@pytest.mark.parametrize("mode", ["merge", "guide"])
+def test_portrait_node_equals_the_chain(server, anna, mode):
     short = demo(anna)
     prompt = short["8"]["inputs"]["prompt"]
     for replaced in ("5", "6", "7", "8"):
@@ -74,12 +76,15 @@ def test_portrait_node_equals_the_chain(server, anna):
         "class_type": "HyperLoRAPortrait",
         "inputs": {
             "hyperlora": ["2", 0], "face_analysis": ["3", 0], "model": ["1", 0], "photos": ["4", 0],
-            "prompt": prompt, "weight": 0.8, "base_weight": 0.4,
+            "prompt": prompt, "weight": 0.8, "base_weight": 0.4, "mode": mode,
         },
     }  # fmt: skip
     short["12"]["inputs"]["model"] = ["20", 0]
     short["9"]["inputs"]["text"] = ["20", 1]
-    assert np.array_equal(server.run(short).picture(), server.run(demo(anna)).picture())
+    chain = server.run(demo(anna, HyperLoRAApply={"mode": mode})).picture()
+    assert np.array_equal(server.run(short).picture(), chain)
+    other = {"merge": "guide", "guide": "merge"}[mode]
+    assert not np.array_equal(server.run(demo(anna, HyperLoRAApply={"mode": other})).picture(), chain)
 
 
 def test_saved_and_loaded_identity_paints_the_same_photo_of(server, anna):
