@@ -283,7 +283,7 @@ class WordlessPainter:
 
 
 def test_a_method_that_follows_no_words_is_not_asked_for_them(photos, tmp_path):
-    row = Method("Arc2Face", 1, 0.0, 0.0, False, ALONE, "weights")
+    row = Method("Arc2Face", 1, 0.0, 0.0, False, ALONE, checkpoint="weights")
     alone = {ALONE: ("photo of a id person",)}
     protocol = protocol_of()
     protocol = dataclasses.replace(protocol, prompts={**protocol.prompts, ALONE: [list(alone[ALONE])]})

@@ -113,7 +113,7 @@ def test_names(text):
         ("8.text", ("has no such input", "It has: prompt")),
         ("Positive prompt", ("is connected to Trigger Prompt (8)",)),
         ("CLIPTextEncode", ("several nodes are called so", "Positive prompt (9), Negative prompt (10)")),
-        ("12.steps", ("holds 8", "a prompt is a text")),
+        ("12.steps", ("holds 12", "a prompt is a text")),
     ],
 )
 def test_wrong_names(text, words):

@@ -223,7 +223,7 @@ def _photographed(arguments: Namespace) -> Setup:
         methods = [method for method in painted if method.name != NONE or NONE not in given] + methods
         _refuse_twice(painted, given - {NONE})
     if arguments.arc2face:
-        row = Method(ARC2FACE, 1, 0.0, 0.0, False, ALONE, arguments.arc2face)
+        row = Method(ARC2FACE, 1, 0.0, 0.0, False, ALONE, checkpoint=arguments.arc2face)
         _refuse_twice([row], {method.name for method in methods})
         methods.append(row)
     rows = [method.name for method in methods if method.name != NONE]

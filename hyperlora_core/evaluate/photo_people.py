@@ -74,7 +74,9 @@ def given_methods(texts: Sequence[str]) -> list[Method]:
             raise HyperLoRAError(f"--pictures {text} isn't NAME=FOLDER, or NAME=FOLDER#N.")
         if name in methods:
             raise HyperLoRAError(f'Two rows would be called "{name}": give the pictures in {folder} another name.')
-        methods[name] = Method(name, 0, 0.0, 0.0, False, SCENES, "", folder, int(number) if number else None)
+        methods[name] = Method(
+            name, 0, 0.0, 0.0, False, SCENES, "", pictures=folder, number=int(number) if number else None
+        )
     return list(methods.values())
 
 

@@ -25,10 +25,10 @@ class Method:
     base_weight: float
     trigger: bool  # whether the trigger words stand before the prompt
     prompts: str  # which set of prompts
-    guide: bool = False  # whether the LoRA is left out for the negative prompt: identity guidance
     checkpoint: str = "demo"  # a HyperLoRA folder, or what `open_encoder` knows by name
     pictures: str | None = None  # folder of the pictures, where they were made elsewhere
     number: int | None = None  # which picture of each job there, from 1
+    guide: bool = False  # whether the LoRA is left out for the negative prompt: identity guidance
 
 
 @dataclasses.dataclass(frozen=True)
