@@ -25,6 +25,7 @@ def nodes():
 def region(nodes, monkeypatch):
     def set_conds_props(conds, strength, set_cond_area, mask, hooks):
         place = {"hooks": hooks} | ({} if mask is None else {"mask": mask})
+        place |= {"bounds": True} if set_cond_area == "mask bounds" else {}
         return [[[tokens, settings | place] for tokens, settings in cond] for cond in conds]
 
     monkeypatch.setattr(nodes.region.comfy.hooks, "set_conds_props", set_conds_props, raising=False)
@@ -50,6 +51,12 @@ def test_guided_the_negative_prompt_has_no_person(region):
     positive, negative = region.add_person(PICTURE, BAD, ANNA, "left", "hooks", guide=True)
     assert positive[0][1]["hooks"] == "hooks" and negative[0][1]["hooks"] is None
     assert negative[0][1]["mask"] == "left"
+
+
+def test_both_prompts_of_a_person_see_the_masks_box(region):
+    """Else the sampler would take the one's prediction for a part from the other's for the whole."""
+    positive, negative = region.add_person(PICTURE, BAD, ANNA, "left", "hooks", set_cond_area=region.BOUNDS)
+    assert [settings.get("bounds") for _, settings in (*positive, *negative)] == [True, None, True, None]
 
 
 def test_one_after_another(region):

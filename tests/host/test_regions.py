@@ -66,6 +66,15 @@ def test_a_person_on_the_left_leaves_the_right(server, two, halves):
     assert difference(picture[:, :SIDE], plain[:, :SIDE]) > 1.25 * difference(picture[:, SIDE:], plain[:, SIDE:])
 
 
+def test_with_the_masks_box_in_view_a_person_is_painted_as_alone(server, two, halves):
+    """Both halves are covered: each is the picture that the person's prompt makes of this half's noise."""
+    regions = [{"set_cond_area": "mask bounds"}] * 2
+    swapped, picture = (server.run(crowd(photos, halves, PROMPTS, regions)).picture() for photos in ([two[0]] * 2, two))
+    assert np.array_equal(picture[:, : SIDE - 32], swapped[:, : SIDE - 32]), "who is on the right changes the left"
+    assert difference(picture[:, SIDE:], swapped[:, SIDE:]) > 1
+    assert difference(server.run(crowd(two, halves, PROMPTS)).picture(), picture) > 1
+
+
 def test_everywhere_equals_apply(server, two):
     graph = crowd(two[:1], None, PROMPTS[:1])
     del graph[ids(0)["region"]]["inputs"]["person_prompt"]
@@ -164,6 +173,8 @@ def test_bad_values(server, two, halves, more, words):
 
 
 def test_bad_masks(server, two, halves):
+    nowhere = crowd(two[:1], None, PROMPTS[:1], [{"set_cond_area": "mask bounds"}])
+    fails(server, nowhere, "set_cond_area is mask bounds", "no mask")
     empty = server.upload(Image.new("RGB", (64, 64)), "empty_mask.png")
     fails(server, crowd(two, [halves[0], empty], PROMPTS), "covers 0.00%", "paint the place white")
     fails(server, crowd(two, [halves[0], halves[0]], PROMPTS), "100% on another person's", "Blend Identities")
