@@ -1,6 +1,6 @@
 """Sliders, blends and a wrong photo among five, measured in pictures of people whom no network has seen.
 
-    python -m benchmarks.identities slider      one attribute after the other, by two photos that differ in it
+    python -m benchmarks.identities slider      by two photos that differ in one thing: lighter skin and hair, a smile, ...
     python -m benchmarks.identities blend       from one person to another
     python -m benchmarks.identities wrong       one wrong person among five photos, weighted equally and by agreement
 
@@ -26,16 +26,22 @@ from hyperlora_core.evaluate.attributes import FLAGS, AttributeReader
 from hyperlora_core.evaluate.grid import Cell, draw_grid
 from hyperlora_core.evaluate.instruments import MeasuringNetwork
 from hyperlora_core.evaluate.paint import Job, Painter
+from hyperlora_core.face.prepare import face_square
 from hyperlora_core.files import written_aside
 from hyperlora_core.hyperlora import LoRA
-from hyperlora_core.locate import DEMO, demo_folder
+from hyperlora_core.locate import DEMO, DEMO_CLIP, DEMO_FACES, demo_folder
 from hyperlora_core.pipeline import load_pipeline
 from hyperlora_core.precision import fast_half
 from hyperlora_core.prompt import with_trigger
 from hyperlora_core.slider import slider_lora
 
 PROMPT = with_trigger("portrait of a person, green background, white shirt")
-SLIDERS = ("smiling", "glasses", "old")
+WORN = ("smiling", "glasses", "old")  # in the scene
+# trait of a person: its two ends, and where its lightness is seen, in halves of the face's square: left, right, top, bottom
+TRAITS = {
+    "skin_tone": (0.15, 0.85, (0.5, 0.5, 0.3, 0.5)),
+    "hair_colour": (0.0, 0.6, (0.4, 0.4, 1.7, -1.3)),  # black to blond
+}
 AMOUNTS = (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 DONORS = 700  # place among the held-out people from which on the sliders' own photos are drawn
@@ -80,12 +86,11 @@ class Bench(NamedTuple):
         return painted
 
 
-def photo(person: int, kind: int, **changes) -> np.ndarray:
-    """A photo of the held-out person, in a scene that `kind` names: plain, but for `changes`."""
+def photo(person: int, kind: int, traits: Mapping[str, float] | None = None, **changes) -> np.ndarray:
+    """A photo of the held-out person, or of one with other `traits`, in a scene that `kind` names: plain, but for `changes`."""
     scene = Scene.random(np.random.default_rng([person, kind]), **PLAIN)
-    return render(
-        Drawn.from_seed(HELD_OUT[person]), replace(scene, **{"smiling": False, "old": False, **changes})
-    ).image
+    who = replace(Drawn.from_seed(HELD_OUT[person]), **(traits or {}))
+    return render(who, replace(scene, **{"smiling": False, "old": False, **changes})).image
 
 
 def gallery(bench: Bench, people: Sequence[int]) -> np.ndarray:
@@ -97,19 +102,36 @@ def rising(values: Sequence[float]) -> bool:
     return bool((np.diff(values) >= -SLACK).all()) and values[-1] - values[0] > SLACK
 
 
+def slider_ends(name: str, donor: int, kind: int) -> tuple[np.ndarray, np.ndarray]:
+    """Two photos of the donor, the same but for what the slider is to move."""
+    if name in TRAITS:
+        return tuple(photo(donor, kind, {name: value}) for value in TRAITS[name][:2])
+    return tuple(photo(donor, kind, **{name: on}) for on in (False, True))
+
+
+def shown(bench: Bench, name: str, pictures: Sequence[np.ndarray]) -> float:
+    """How much of it pictures show: lightness, 0 to 1, or the chance that the attribute is there."""
+    if name not in TRAITS:
+        return bench.attributes.chances(pictures)[name][:, FLAGS.index("yes")].mean()
+    seen = []
+    for picture in pictures:
+        for face in bench.encoder.faces.faces(picture)[:1]:
+            x0, y0, x1, y1 = np.clip(face_square(face.landmarks).box(*TRAITS[name][2]), 0, len(picture)).astype(int)
+            if x1 > x0 and y1 > y0:
+                seen.append(picture[y0:y1, x0:x1].mean() / 255)
+    return float(np.mean(seen))
+
+
 def slider(bench: Bench) -> tuple[list[str], list[str]]:
-    """Each attribute, by the difference of the LoRAs and, to compare, of the coefficients."""
+    """Each thing, by the difference of the LoRAs and, to compare, of the coefficients."""
     people = range(bench.people)
     identities = [bench.encoder.encode([photo(person, 0)]).identity for person in people]
     own, known = [bench.lora(identity) for identity in identities], gallery(bench, people)
-    table = ["| attribute | by | " + " | ".join(f"{a:+.1f}" for a in AMOUNTS) + " |", "|---" * (len(AMOUNTS) + 2) + "|"]
+    table = ["| what | by | " + " | ".join(f"{a:+.1f}" for a in AMOUNTS) + " |", "|---" * (len(AMOUNTS) + 2) + "|"]
     broken = []
-    for number, name in enumerate(SLIDERS):
-        donor = DONORS + number
-        ends = [
-            bench.encoder.encode([photo(donor, kind, **{name: on}) for kind in range(bench.photos)]).identity
-            for on in (False, True)
-        ]
+    for number, name in enumerate((*TRAITS, *WORN)):
+        photos = zip(*(slider_ends(name, DONORS + number, kind) for kind in range(bench.photos)), strict=True)
+        ends = [bench.encoder.encode(end).identity for end in photos]
         for way in ("LoRA", "coefficients"):
             loras = {f"{amount:+.1f}": [] for amount in AMOUNTS}
             for amount in AMOUNTS:
@@ -122,13 +144,13 @@ def slider(bench: Bench) -> tuple[list[str], list[str]]:
                         moved = replace(identity, coefficients=identity.coefficients + step)
                         loras[f"{amount:+.1f}"].append(bench.lora(moved))
             pictures = bench.paint(f"{name}, {way}", loras)
-            shown = [bench.attributes.chances(of)[name][:, FLAGS.index("yes")].mean() for of in pictures.values()]
+            moved_to = [shown(bench, name, of) for of in pictures.values()]
             alike = [(bench.faces.embed_all(of) * known).sum(1).mean() for of in pictures.values()]
             kept = np.array(alike) / alike[AMOUNTS.index(0)]
-            table.append(f"| {name} | {way} | " + " | ".join(f"{v:.2f}" for v in shown) + " |")
+            table.append(f"| {name} | {way} | " + " | ".join(f"{v:.2f}" for v in moved_to) + " |")
             table.append("| similarity kept | | " + " | ".join(f"{v:.2f}" for v in kept) + " |")
             save_sheet(bench.out / f"slider_{name}_{way}.png", pictures)
-            if way == "LoRA" and not rising(shown):
+            if way == "LoRA" and not rising(moved_to):
                 broken.append(f"{name} doesn't rise with the amount")
             if way == "LoRA" and kept.min() < KEPT:
                 broken.append(f"{name} leaves {kept.min():.2f} of the similarity")
@@ -208,12 +230,12 @@ def main() -> int:
     parser.add_argument("--id-weight", type=float, default=0.8)
     parser.add_argument("--base-weight", type=float, default=0.0)
     parser.add_argument("--guide", action="store_true", help="the LoRA for the prompt only, not for the negative one")
-    parser.add_argument("--checkpoint", default=DEMO)
+    parser.add_argument("--checkpoint", default=DEMO, help="another HyperLoRA of the demo (default: the shipped)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=Path("outputs/identities"))
     asked = parser.parse_args()
-    encoder = open_encoder(asked.checkpoint, device=asked.device)
     models = demo_folder()
+    encoder = open_encoder(asked.checkpoint, models / DEMO_FACES, models / DEMO_CLIP, device=asked.device)
     bench = Bench(
         asked.people,
         asked.photos,

@@ -46,8 +46,8 @@ STAGE_KEYS = ["stage.start", "stage.trains", "stage.conditions", "stage.scenario
               "stage.face_weight", "stage.weights",
               "stage.steps_drawn", "stage.checkpointing", "stage.cache"]  # fmt: skip
 PEOPLE_KEYS = ["stage.start", "stage.trains", "stage.conditions", "stage.scenarios", "loop.steps", "loop.batch", "loop.rate",
-               "loop.ema_decay", "stage.base_off", "stage.caption_dropout", "stage.bases_pace", "people.people", "people.code",
-               "people.start", "people.pace", "people.words"]  # fmt: skip
+               "loop.ema_decay", "stage.base_off", "stage.bases_pace", "people.people", "people.code", "people.start",
+               "people.pace"]  # fmt: skip
 READER_KEYS = ["reader.start", "reader.conditions", "reader.trains", "loop.steps", "loop.batch", "loop.rate", "loop.ema_decay",
                "reader.directions", "reader.tokens", "reader.ridge", "reader.gain"]  # fmt: skip
 SIZE_KEYS = [f"hyperlora.{field.name}" for field in dataclasses.fields(HyperLoRASize)]

@@ -10,20 +10,9 @@ from test_train_stage import PEOPLE, SHORT, SIZE, loss_on, short, sources  # noq
 from benchmarks import likeness
 from hyperlora_core import HyperLoRAError, load_hyperlora
 from hyperlora_core.train import config, loop, reader, stage
-from hyperlora_core.train.people import (
-    CODES,
-    SHOWN,
-    means_by,
-    reliable_directions,
-    theirs,
-    trained_coefficients,
-    with_room,
-    words_shown,
-)
+from hyperlora_core.train.people import CODES, means_by, reliable_directions, trained_coefficients
 
 OWN = PEOPLE - 1  # people with a code
-WORDS = ("smiling", "glasses", "old")  # of the shipped config
-NO_WORDS = torch.zeros(OWN, len(WORDS))
 
 
 def people_config(people=OWN, **changes):
@@ -74,10 +63,10 @@ def test_on_average_over_people_there_is_no_lora(trained, sources):  # noqa: F81
     values = loop.trained_values(sources.root / "id-people" / loop.CHECKPOINT)
     task.module.load_state_dict(values, strict=False)
     people, network = task.module.people, task.module.network
-    coefficients = people(torch.arange(OWN), NO_WORDS)  # (people, l, K)
+    coefficients = people(torch.arange(OWN))  # (people, l, K)
     assert torch.allclose(coefficients.norm(dim=-1), torch.ones(OWN, coefficients.shape[1]))
-    own = coefficients[..., 1:] / coefficients[..., :1]
-    assert own.mean(0).abs().max() < 1e-5 and own.std(0).max() > 0.1
+    theirs = coefficients[..., 1:] / coefficients[..., :1]
+    assert theirs.mean(0).abs().max() < 1e-5 and theirs.std(0).max() > 0.1
     nobody = torch.zeros_like(coefficients[:1])
     nobody[..., 0] = 1
     for key, pair in network.low_rank(nobody, "id", torch.ones(1)).items():
@@ -111,15 +100,15 @@ def test_the_regression_finds_what_photos_tell(trained, sources):  # noqa: F811
     task = reader.make_task(reader_config(gain=1.0, ridge=1e-6, tokens=1e-3), sources, "x")
     photos, shape = task.photos, task.read.shape
     rng = torch.Generator().manual_seed(0)
-    seeds, rows = np.unique(photos.people), np.arange(len(photos))
+    seeds = np.unique(photos.people)
     means = torch.stack(
         [torch.from_numpy(photos.embeddings(np.flatnonzero(photos.people == s))).mean(0) for s in seeds]
     )
     truth = (means - means.mean(0)) @ torch.randn(512, shape.numel(), generator=rng)
     given = reader_config(gain=3.0, ridge=1e-3, tokens=1e-3).reader
+    read = reader._Regression(given, photos, task.seen, seeds, truth.unflatten(1, shape))
+    answers = read(np.arange(len(photos))).flatten(1)
     wanted = truth[np.searchsorted(seeds, photos.people)]
-    read = reader._Regression(given, task.seen, rows, wanted.unflatten(1, shape))
-    answers = read(rows).flatten(1)
     cosine = torch.nn.functional.cosine_similarity(answers, wanted, dim=1)
     assert cosine.min() > 0.9
     assert (answers.norm(dim=1) / wanted.norm(dim=1)).mean() == pytest.approx(3, rel=0.2), "the gain"
@@ -176,7 +165,6 @@ def test_the_papers_stage_goes_on_from_the_reader(trained, sources, tmp_path):  
         (stage, {"people": None}, "must have a section .people."),
         (stage, {"people": 1}, "people.people is 1: what makes people differ"),
         (stage, {"code": 0}, "people.code is 0: a code has 1 to 512 numbers"),
-        (stage, {"words": ("old", "old")}, r"people.words must be different words of captions, not \['old', 'old'\]"),
         (stage, {"people": 50}, f"people.people is 50, but the training pictures show {PEOPLE} people"),
         (stage, {"trains": ("bases", "trunk")}, "stage.trains names trunk, which nothing goes through"),
         (reader, {"start": ()}, "reader.start must end with"),
@@ -192,9 +180,9 @@ def test_what_doesnt_fit_is_told(trained, sources, make, changes, said):  # noqa
     else:
         people = changes.get("people", OWN)
         given = people_config(
-            people or OWN, **{key: value for key, value in changes.items() if key not in ("people", "code", "words")}
+            people or OWN, **{key: value for key, value in changes.items() if key not in ("people", "code")}
         )
-        own = dataclasses.replace(given.people, code=changes.get("code", 8), words=changes.get("words", WORDS))
+        own = dataclasses.replace(given.people, code=changes.get("code", 8))
         given = dataclasses.replace(given, people=own if people else None)
     with pytest.raises(HyperLoRAError, match=said):
         make.make_task(given, sources, "x")
@@ -240,54 +228,10 @@ def test_reliable_directions_are_those_in_which_people_differ():
     assert 1 - (found[1] / (person[who] - person[who].mean(0)).var(0) / 900).mean() > 0.85
 
 
-def test_words_are_found_whole():
-    captions = ["portrait of an old person with glasses", "portrait of a person, gold shirt, smiling", "sunglasses"]
-    assert words_shown(captions, WORDS).tolist() == [[0, 1, 1], [1, 0, 0], [0, 0, 0]]
-    assert words_shown(captions, ()).shape == (3, 0)
-
-
-def test_what_photos_show_adds_to_their_people(trained, sources):  # noqa: F811
-    values = loop.trained_values(sources.root / "id-people" / loop.CHECKPOINT)
-    task = stage.make_task(people_config(), sources, "x")
-    people = task.module.people
-    plain = people(torch.arange(OWN), NO_WORDS).detach()
-    assert not people.shown.any(), "as training begins, nothing"
-    people.load_state_dict({name: values[f"people.{name}"] for name in ("codes", "directions", "shown")})
-    assert values[SHOWN].flatten(1).norm(dim=1).min() > 0, "each word was learned"
-    both = people(torch.arange(OWN), torch.tensor([[1.0, 0.0, 1.0]]).expand(OWN, -1)).detach()
-    own = theirs(values[CODES], values["people.directions"])
-    assert torch.allclose(both[..., 1:] / both[..., :1], own + values[SHOWN][0] + values[SHOWN][2], atol=1e-5)
-    assert not torch.equal(plain, both)
-
-
-def test_a_batch_tells_what_its_photos_show(trained, sources):  # noqa: F811
-    task = stage.make_task(people_config(), sources, "x")
-    rows = np.arange(len(task.photos))[np.isin(task.photos.people, task.module.people.seeds)]
-    seen = task._person(rows, torch.device("cpu"))["shown"]
-    told = [
-        [word in caption for word in ("smiling", "glasses", "an old person")] for caption in task.photos.captions(rows)
-    ]
-    assert seen.bool().tolist() == told and seen.any(0).all() and not seen.all(0).any()
-
-
 def test_trained_coefficients_are_those_of_the_stage(trained, sources):  # noqa: F811
     values = loop.trained_values(sources.root / "id-people" / loop.CHECKPOINT)
     task = stage.make_task(people_config(), sources, "x")
     task.module.load_state_dict(values, strict=False)
-    own = task.module.people(torch.arange(OWN), NO_WORDS).detach()
-    known, words = trained_coefficients(values)
-    assert torch.allclose(own[..., 1:] / own[..., :1], known, atol=1e-5)
-    assert torch.equal(words, values[SHOWN])
+    own = task.module.people(torch.arange(OWN)).detach()
+    assert torch.allclose(own[..., 1:] / own[..., :1], trained_coefficients(values), atol=1e-5)
     assert trained_coefficients({}) is None
-
-
-def test_the_reader_is_told_what_each_photo_shows(trained, sources):  # noqa: F811
-    values = loop.trained_values(sources.root / "id-people" / loop.CHECKPOINT)
-    own, words = trained_coefficients(values)
-    task = stage.make_task(people_config(), sources, "x")
-    task.module.load_state_dict(values, strict=False)
-    rows, wanted = reader.known(task.photos, people_config().people, own, words)
-    assert rows.tolist() == task.rows.tolist()
-    assert torch.allclose(
-        task.module.people(**task._person(rows, torch.device("cpu"))), with_room(wanted), atol=1e-5
-    ), "as id-people itself has it"

@@ -4,13 +4,8 @@ A network that reads has to find out of noisy pictures, all at once, which bases
 where in a photo that is to be seen. Here a person is a code of a few numbers, which begins at what is most reliable in the face
 embedding, and is then learned, together with the bases and the linear function from codes to coefficients. A reader is
 fitted to them afterwards (reader.py). Not in HyperLoRA's paper.
-
-A code knows nothing of the expression of a moment, and a reader that imitates it would not see one either, so that no slider
-could move it. Therefore what a photo shows of some words adds to its person's coefficients. A caption that says the word
-leaves them little to learn of it: captions must be dropped now and then.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -28,7 +23,7 @@ if TYPE_CHECKING:
     from .photos import Photos
 
 PEOPLE = "people"  # among the conditions of a stage
-CODES, DIRECTIONS, SHOWN = "people.codes", "people.directions", "people.shown"  # in a stage's checkpoint
+CODES, DIRECTIONS = "people.codes", "people.directions"  # in a stage's checkpoint
 LEAST = 1e-4  # of the embeddings' mean variance: directions with less than about that are not looked at
 
 
@@ -40,14 +35,10 @@ class PeopleConfig:
     code: int  # numbers in a code
     start: float  # deviation of the coefficients as they begin, over all K - 1 free ones, where codes have deviation 1
     pace: float  # the codes learn at so many times the rate
-    words: tuple[str, ...]  # of captions: what photos of one person may show or not, such as glasses
 
 
 class FreeCoefficients(nn.Module):
-    """Coefficients of `config.people` people: (1, what is theirs) at length 1; on average over people nothing is theirs.
-
-    What a photo shows of `config.words` is added to what is theirs, and where it shows none, nothing.
-    """
+    """Coefficients of `config.people` people: (1, what is theirs) at length 1; on average over people nothing is theirs."""
 
     def __init__(self, network: Network, config: PeopleConfig, photos: "Photos", seed: int):
         super().__init__()
@@ -57,11 +48,10 @@ class FreeCoefficients(nn.Module):
         self.codes = nn.Parameter(self._read(photos, config.code))
         noise = torch.randn(config.code, vectors, k - 1, generator=torch.Generator().manual_seed(seed))
         self.directions = nn.Parameter(noise * (config.start / (config.code * k) ** 0.5))
-        self.shown = nn.Parameter(torch.zeros(len(config.words), vectors, k - 1))
 
-    def forward(self, who: Tensor, shown: Tensor) -> Tensor:
-        """Numbers of people [n], what their photos show [n, words] -> coefficients [n, 8 * modules, K]."""
-        return with_room(theirs(self.codes, self.directions, who) + of_words(shown, self.shown))
+    def forward(self, who: Tensor) -> Tensor:
+        """Numbers of people [n] -> coefficients [n, 8 * modules, K]."""
+        return with_room(theirs(self.codes, self.directions, who))
 
     def rows(self, people: np.ndarray) -> np.ndarray:
         """The photos that show one of them, by the person in each photo [photos]."""
@@ -109,25 +99,11 @@ def theirs(codes: Tensor, directions: Tensor, who: Tensor | slice = slice(None))
     return torch.einsum("nc,clk->nlk", (codes - codes.mean(0))[who], directions)
 
 
-def of_words(shown: Tensor, directions: Tensor) -> Tensor:
-    """shown [n, w], directions [w, l, K - 1] -> what is added to the persons' own [n, l, K - 1]."""
-    return torch.einsum("nw,wlk->nlk", shown, directions)
-
-
-def words_shown(captions: Sequence[str], words: Sequence[str]) -> Tensor:
-    """1 where a photo's caption has the word, else 0 [captions, words]."""
-    found = [
-        [float(re.search(rf"\b{re.escape(word)}\b", caption) is not None) for word in words] for caption in captions
-    ]
-    return torch.tensor(found).reshape(len(captions), len(words))
-
-
-def trained_coefficients(checkpoint: Mapping[str, Tensor]) -> tuple[Tensor, Tensor] | None:
-    """By a checkpoint of the stage: what is theirs [people, l, K - 1], and what words add [w, l, K - 1]; None for another
-    stage's."""
+def trained_coefficients(checkpoint: Mapping[str, Tensor]) -> Tensor | None:
+    """What is theirs [people, l, K - 1] by a checkpoint of the stage; None for another stage's."""
     if CODES not in checkpoint:
         return None
-    return theirs(checkpoint[CODES], checkpoint[DIRECTIONS]), checkpoint[SHOWN]
+    return theirs(checkpoint[CODES], checkpoint[DIRECTIONS])
 
 
 def learned_people(people: np.ndarray, config: PeopleConfig) -> np.ndarray:
@@ -151,8 +127,5 @@ def check_people(config: PeopleConfig | None, conditions: Sequence[str]) -> None
         raise HyperLoRAError(f"stage.conditions names {PEOPLE}: the config must have a section [people].")
     if config.people < 2:
         raise HyperLoRAError(f"people.people is {config.people}: what makes people differ takes 2 or more.")
-    blank = [word for word in config.words if not word.strip()]
-    if blank or len(set(config.words)) < len(config.words):
-        raise HyperLoRAError(f"people.words must be different words of captions, not {list(config.words)}.")
     if not 1 <= config.code <= EMBEDDING_SIZE:
         raise HyperLoRAError(f"people.code is {config.code}: a code has 1 to {EMBEDDING_SIZE} numbers.")

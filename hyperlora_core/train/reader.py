@@ -24,7 +24,7 @@ from .drawn import open_photos
 from .features import FEATURES, token_cache
 from .loop import CHECKPOINT, Draw, load_trained_config, trained_values
 from .network import Network
-from .people import PEOPLE, PeopleConfig, learned_people, of_words, trained_coefficients, with_room, words_shown
+from .people import PEOPLE, learned_people, trained_coefficients, with_room
 from .sources import Sources
 
 if TYPE_CHECKING:
@@ -76,8 +76,8 @@ class ReaderTask:
     """All photos, and what the regression says of them."""
 
     def __init__(self, config: Config, photos: "Photos", vision: VisionEncoder, network: Network,
-                 known: tuple[np.ndarray, Tensor], cache: Path):  # fmt: skip
-        """`known`: photos whose people's coefficients are [p], and these [p, 8 * modules, K - 1]."""
+                 own: tuple[np.ndarray, Tensor], cache: Path):  # fmt: skip
+        """`own`: the people whose coefficients are known (seeds [p]), and these [p, 8 * modules, K - 1]."""
         self.photos = photos
         self.seen = _Seen(config.reader.conditions, photos, vision, network, cache)
         network.choose(config.reader.trains)
@@ -85,7 +85,7 @@ class ReaderTask:
         for condition, values in self.seen(some).items():
             network.centre(condition, values)
         _begin_at_nobody(network)
-        self.read = _Regression(config.reader, self.seen, *known)
+        self.read = _Regression(config.reader, photos, self.seen, *own)
         self.module = Reading(network, float(with_room(self.read(some)).var(0).mean()))
 
     def batch(self, draw: Draw) -> dict[str, Tensor]:
@@ -117,16 +117,16 @@ class _Seen:
 class _Regression:
     """Ridge regression from photos to people's coefficients: rows [k] -> [k, 8 * modules, K - 1]."""
 
-    def __init__(self, config: ReaderConfig, seen: _Seen, rows: np.ndarray, away: Tensor):
-        """`away` [m, 8 * modules, K - 1]: what the photos `rows` [m] should be read as."""
+    def __init__(self, config: ReaderConfig, photos: "Photos", seen: _Seen, seeds: np.ndarray, away: Tensor):
         self.seen, self.directions, self.projection = seen, config.directions, None
+        rows = np.flatnonzero(np.isin(photos.people, seeds))
         blocks = [self._projected(rows[i : i + BLOCK]) for i in range(0, len(rows), BLOCK)]
         parts = {condition: torch.cat([block[condition] for block in blocks]) for condition in seen.conditions}
         sizes = {"embedding": 1.0, "clip": config.tokens}
         self.means = {condition: part.mean(0) for condition, part in parts.items()}
         self.scales = {condition: sizes[condition] / part.std() for condition, part in parts.items()}
         x = self._inputs(parts).double()  # (m, c)
-        y = away.flatten(1).double()  # (m, 8 * modules * (K - 1))
+        y = away[np.searchsorted(seeds, photos.people[rows])].flatten(1).double()  # (m, 8 * modules * (K - 1))
         covariance = x.T @ x
         covariance += config.ridge * covariance.trace() / len(covariance) * torch.eye(len(covariance))
         self.weight = torch.linalg.solve(covariance, x.T @ y).float() * config.gain
@@ -167,15 +167,8 @@ def make_task(config: Config, sources: Sources, name: str) -> ReaderTask:
     own = trained_coefficients(trained_values(checkpoint))
     if people is None or own is None:
         raise HyperLoRAError(f"{checkpoint} holds no people's own coefficients: reader.start must end with id-people.")
-    return ReaderTask(config, photos, vision, network, known(photos, people, *own), sources.data / FEATURES)
-
-
-def known(photos: "Photos", people: PeopleConfig, own: Tensor, words: Tensor) -> tuple[np.ndarray, Tensor]:
-    """The photos of people with a code [m], and the coefficients that were learned for each [m, 8 * modules, K - 1]."""
-    seeds = learned_people(photos.people, people)
-    rows = np.flatnonzero(np.isin(photos.people, seeds))
-    shown = words_shown(photos.captions(rows), people.words)
-    return rows, own[np.searchsorted(seeds, photos.people[rows])] + of_words(shown, words)
+    known = learned_people(photos.people, people), own
+    return ReaderTask(config, photos, vision, network, known, sources.data / FEATURES)
 
 
 def check(config: Config) -> None:

@@ -45,7 +45,7 @@ from .drawn import open_photos
 from .features import FEATURES, RowCache, see, token_cache
 from .loop import CHECKPOINT, Draw, load_trained_config, trained_values
 from .network import GROUPS, Network, joined, spread_loss
-from .people import CODES, PEOPLE, FreeCoefficients, PeopleConfig, check_people, words_shown
+from .people import CODES, PEOPLE, FreeCoefficients, PeopleConfig, check_people
 from .pulid import CrossAttentions, PuLID, PuLIDConfig, Seen, check_pulid, make_pulid
 from .sheets import sheet
 from .sources import Sources
@@ -124,12 +124,10 @@ class Stage(BesideUNet):
         embeds: Tensor | None = None,
         faces: Tensor | None = None,
         who: Tensor | None = None,
-        shown: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """noisy, noise [n, 4, h, w]; steps [n]; weights [n, 1, h, w] of the errors; text [n, t, c]; pooled [n, p];
         time_ids [n, 6]; base_tokens, tokens [n, t, c]; base_weights [n] of the Base-LoRAs; scenarios int [n];
-        embeds [n, 512] that the ID branch reads, or who [n], the people's numbers, and shown [n, words] in their photos;
-        faces [n, 512] that PuLID's loss asks for."""
+        embeds [n, 512] that the ID branch reads, or who [n], the people's numbers; faces [n, 512] that PuLID's loss asks for."""
         inputs = (noisy, steps, text, pooled, time_ids)
         base = self._base(base_tokens, base_weights * (scenarios != ID_ALONE))
         if not self.config.conditions:
@@ -143,7 +141,7 @@ class Stage(BesideUNet):
             with torch.no_grad(), self._watched() as without:
                 kept = self._predict(*_rows(inputs, base, held)).to(noise)
                 target = noise.index_put((held,), torch.where(told[held].view(-1, 1, 1, 1), noise[held], kept))
-        coefficients = self.network.coefficients(embeds, tokens) if who is None else self.people(who, shown)
+        coefficients = self.network.coefficients(embeds, tokens) if who is None else self.people(who)
         person = self.network.low_rank(coefficients, "id", torch.ones(len(noisy), device=noisy.device))
         both = joined(person, base)
         with self._watched() as with_id:
@@ -184,7 +182,6 @@ class StageTask(DenoisingTask):
                  network: Network, cache: Path, pulid: PuLID | None = None):  # fmt: skip
         network.choose(config.stage.trains)
         self.rows, people = np.arange(len(photos)), None
-        self.words = config.people.words if config.people is not None else ()
         self.paces = {"network.basis.": config.stage.bases_pace}
         if PEOPLE in config.stage.conditions:
             people = FreeCoefficients(network, config.people, photos, config.loop.seed)
@@ -240,7 +237,6 @@ class StageTask(DenoisingTask):
         person = {}
         if PEOPLE in self.config.conditions:
             person["who"] = self.module.people.numbers(self.photos.people[rows]).to(device)
-            person["shown"] = words_shown(self.photos.captions(rows), self.words).to(device)
         if "clip" in self.config.conditions:
             person["tokens"] = self._tokens("identity", rows, device)
         if "embedding" in self.config.conditions:
@@ -291,7 +287,7 @@ class StageTask(DenoisingTask):
         if self.config.conditions:
             person = self._person(rows, device)
             if "who" in person:
-                coefficients = self.module.people(**person)
+                coefficients = self.module.people(person["who"])
             else:
                 coefficients = network.coefficients(person.get("embeds"), person.get("tokens"))
             lora = network.low_rank(coefficients, "id", ones)
