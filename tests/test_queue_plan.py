@@ -67,6 +67,19 @@ def test_evident_inputs():
     ]
 
 
+@pytest.mark.parametrize("name", ["21_compare_with_instantid", "24_compare_all"])
+def test_one_seed_for_all_samplers(name):
+    workflow = read_workflow(API / f"{name}.json")
+    (seed,) = find_inputs(workflow, SEED)
+    assert workflow[seed.node]["class_type"] == "PrimitiveInt" and seed.name == "value"
+    samplers = [spec for spec in workflow.values() if spec["class_type"] == "KSampler"]
+    assert len(samplers) > 1 and all(spec["inputs"]["seed"] == [seed.node, 0] for spec in samplers)
+    workflow["99"] = node("KSampler", "Another", seed=3)
+    assert_sentence(
+        error_of(find_inputs, workflow, SEED), ("several places for the seed", f"{seed.node}.value", "99.seed")
+    )
+
+
 def test_the_person_is_told_from_the_pose():
     demo = read_workflow(API / "demo.json")
     demo["20"] = node("LoadImage", "Pose", image="pose.png")

@@ -229,10 +229,18 @@ def _evident_prompt(workflow: Workflow) -> list[Input]:
 
 
 def _evident_seed(workflow: Workflow) -> list[Input]:
-    """A seed; where there are several, those that say at which noise a sampler begins."""
+    """A seed; where there are several, those that say at which noise a sampler begins. Of a connected one, the number there."""
     found = [place for place in _all_inputs(workflow) if _fits(workflow, SEED, place)]
     samplers = [place for place in found if re.search("sampler|noise", workflow[place.node]["class_type"], re.I)]
-    return samplers or found
+    sources = {source for spec in workflow.values() for name, source, _ in links(spec) if name in SEED.names}
+    connected = [
+        Input(node, name)
+        for node in workflow
+        if node in sources
+        for name in ("value", *SEED.names)
+        if _is_kind(workflow[node]["inputs"].get(name), SEED.kind)
+    ]
+    return list(dict.fromkeys([*samplers, *connected])) or found
 
 
 _EVIDENT = {PHOTO: _evident_photo, PROMPT: _evident_prompt, SEED: _evident_seed}

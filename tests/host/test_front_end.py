@@ -56,12 +56,20 @@ def browser():
         started.close()
 
 
+def complaint(message, server) -> str:
+    """What the console says, without addresses that aren't the server's: there is no network to ask for models' sizes."""
+    url = message.location.get("url", "")
+    return f"{message.text} {url if url.startswith(server.url) else ''}"
+
+
 @contextmanager
 def front_end(server, browser):
     """A page, and in `page.errors` what its console complained of."""
     page = browser.new_page(viewport={"width": 1920, "height": 1080})
     page.errors = []
-    page.on("console", lambda message: page.errors.append(message.text) if message.type == "error" else None)
+    page.on(
+        "console", lambda message: page.errors.append(complaint(message, server)) if message.type == "error" else None
+    )
     page.on("pageerror", lambda error: page.errors.append(str(error)))
     # a first visit would begin with the window of all templates
     page.request.post(f"{server.url}/api/settings/Comfy.TutorialCompleted", data="true")
@@ -101,16 +109,18 @@ def test_a_template_opens_whole(page, name):
     open_template(page, name)
     shipped = json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
     assert page.evaluate("() => app.graph.nodes.length") == len(shipped["nodes"])
-    missing = set(page.evaluate(UNKNOWN))
-    assert missing <= PEER_NODES, f"{name} opens without {missing - PEER_NODES}"
+    of_peers = {node["type"] for node in shipped["nodes"]} & PEER_NODES
+    assert set(page.evaluate(UNKNOWN)) == of_peers, "other packs' nodes are missing here, and nothing else"
     sockets = page.evaluate(SOCKETS)
     for node in shipped["nodes"]:
         if node["type"].startswith("HyperLoRA"):
             wanted = {given["name"] for given in node.get("inputs", ())}
             assert wanted <= set(sockets[str(node["id"])]), f"{name}: {node['type']} lost an input"
     keep(page, name)
-    ours = [error for error in page.errors if "hyperlora" in error.lower() and not any(k in error for k in PEER_NODES)]
-    assert not ours
+    # the console names each missing node, and files that may be absent: a user's own settings, what isn't downloaded yet
+    expected = (*of_peers, "Failed to load resource")
+    loud = [error for error in page.errors if "hyperlora" in error.lower() or not any(k in error for k in expected)]
+    assert not [error for error in loud if not any(kind in error for kind in of_peers)]
 
 
 def test_a_person_by_the_mouse(server, browser, tmp_path):
@@ -145,5 +155,6 @@ def paint_a_person(server, page, tmp_path):
     assert entry["status"]["status_str"] == "success"
     page.wait_for_function("() => app.graph.nodes.some(node => node.type === 'SaveImage' && node.imgs?.length)")
     keep(page, "demo_after_run")
-    (saved,) = (output["images"][0] for output in entry["outputs"].values() if output["images"][0]["type"] == "output")
+    pictures = [picture for output in entry["outputs"].values() for picture in output.get("images", ())]
+    (saved,) = (picture for picture in pictures if picture["type"] == "output")
     assert np.asarray(Image.open(server.base / "output" / saved["subfolder"] / saved["filename"])).std() > 10

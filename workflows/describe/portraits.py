@@ -210,7 +210,8 @@ The green nodes are yours to change:
 white where the person is) and connect it to *mask* of a **Region**.
 
 **Region**, *start* 0.1: the first tenth of sampling belongs to the scene, so that two bodies are there before the faces
-come. A third person: one more Region behind the second.
+come. Too little of each person? *set_cond_area* = mask bounds paints each place as a picture of its own: more likeness, less of
+one picture. A third person: one more Region behind the second.
 
 Each place is one more run of the model per step: three times as long as one person.
 
@@ -290,17 +291,29 @@ def demo() -> Workflow:
             "sampler": sampler_node(steps=12, cfg=5.0, sampler_name="euler", scheduler="normal"),
             "decode": decode_node(vae="demo.vae"),
             "save": save_node(prefix="hyperlora_demo"),
+            "similarity": Node(
+                "HyperLoRASimilarity",
+                links={
+                    "face_analysis": "face_analysis.face_analysis",
+                    "reference": "photo.IMAGE",
+                    "images": "decode.IMAGE",
+                },
+            ),
+            "number": Node(
+                "PreviewAny", links={"source": "similarity.similarity"}, title="How like the photo, -1 to 1"
+            ),
         },
         groups=[
             Group("1 Who", [["hyperlora", "face_analysis", "photo"], ["identity"]]),
             Group("2 Model", [["demo", "lora", "apply"]]),
-            Group("3 Picture", PICTURE),
+            Group("3 Picture", [*PICTURE, ["similarity", "number"]]),
         ],
         note="""## The same steps on small models, without any download
 
 The demo models know drawn people only. They come with this pack and need no graphics card.
 Their training is not finished: hair and skin are mostly the photo's, the features only in part.
 **Apply HyperLoRA** has *mode* = guide: the person isn't in the negative prompt, so that CFG leads to the person, too.
+**Identity Similarity** says how like the photo the picture is; another drawn person's is near 0.
 The green nodes are yours to change:
 
 1. Press **Run**: the drawn person in **Load Image** comes with the pack.
