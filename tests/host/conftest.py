@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from comfyui import ComfyUI
 from find import find_hosts
+from front_end import BROWSER, FLAGS
 from people import photo_of
 from places import FIXTURES, ROOT
 
@@ -47,3 +48,15 @@ def anna(server):
 @pytest.fixture(scope="session")
 def ben(server):
     return server.upload(photo_of(1), "ben.png")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """For one file's tests: as long as it is open, an event loop runs, which others can't have."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright isn't installed")
+    if BROWSER is None:
+        pytest.skip("NO BROWSER FOUND: templates are not opened in the front end. Install chromium.")
+    with sync_api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=BROWSER, args=list(FLAGS))
+        yield started
+        started.close()

@@ -4,31 +4,21 @@ HYPERLORA_SCREENSHOTS=FOLDER keeps what the browser shows.
 """
 
 import json
-import os
-import shutil
 import time
-from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import pytest
+from front_end import PACK, UNKNOWN, front_end, keep, open_template
 from people import photo_of
 from PIL import Image
 from places import FIXTURES, ROOT
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright isn't installed")
-
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-# what a browser must leave alone to be quiet and to start anywhere
-FLAGS = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync")
-PACK = "hyperlora-zero-shot"
 NAMES = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
 PEER_NODES = {
     kind
     for pack in json.loads((FIXTURES / "peer_nodes.json").read_text(encoding="utf-8"))
     for kind in pack["nodes"]
 }  # fmt: skip
-UNKNOWN = "() => app.graph.nodes.filter(node => !LiteGraph.registered_node_types[node.type]).map(node => node.type)"
 # a node of the file may come to the page with fewer inputs, when the host doesn't know them
 SOCKETS = (
     "() => Object.fromEntries(app.graph.nodes.map(node => [node.id, (node.inputs || []).map(input => input.name)]))"
@@ -47,60 +37,9 @@ PICTURE_TIME = 300  # s
 
 
 @pytest.fixture(scope="module")
-def browser():
-    if BROWSER is None:
-        pytest.skip("NO BROWSER FOUND: templates are not opened in the front end. Install chromium.")
-    with sync_api.sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=BROWSER, args=list(FLAGS))
-        yield started
-        started.close()
-
-
-def complaint(message, server) -> str:
-    """What the console says, without addresses that aren't the server's: there is no network to ask for models' sizes."""
-    url = message.location.get("url", "")
-    return f"{message.text} {url if url.startswith(server.url) else ''}"
-
-
-@contextmanager
-def front_end(server, browser):
-    """A page, and in `page.errors` what its console complained of."""
-    page = browser.new_page(viewport={"width": 1920, "height": 1080})
-    page.errors = []
-    page.on(
-        "console", lambda message: page.errors.append(complaint(message, server)) if message.type == "error" else None
-    )
-    page.on("pageerror", lambda error: page.errors.append(str(error)))
-    # a first visit would begin with the window of all templates
-    page.request.post(f"{server.url}/api/settings/Comfy.TutorialCompleted", data="true")
-    page.goto(server.url)
-    page.wait_for_function("() => window.app && app.graph && app.canvas", timeout=180_000)
-    # nodes come after the canvas
-    page.wait_for_function("() => LiteGraph.registered_node_types['HyperLoRAEncodeIdentity']", timeout=60_000)
-    yield page
-    page.close()
-
-
-@pytest.fixture(scope="module")
 def page(server, browser):
     with front_end(server, browser) as opened:
         yield opened
-
-
-def open_template(page, name: str) -> None:
-    page.evaluate(
-        """async ([pack, name]) => {
-            const file = await fetch(`/api/workflow_templates/${pack}/${name}.json`)
-            await app.loadGraphData(await file.json(), true, true, name)
-        }""",
-        [PACK, name],
-    )
-
-
-def keep(page, name: str) -> None:
-    if folder := os.environ.get("HYPERLORA_SCREENSHOTS"):
-        time.sleep(3)  # pictures and fonts come late
-        page.screenshot(path=str(Path(folder) / f"{name}.png"))
 
 
 @pytest.mark.parametrize("name", NAMES)
