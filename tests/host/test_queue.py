@@ -87,6 +87,7 @@ def test_two_kills_and_a_restart(own_server, command, tmp_path):
         rows = list(csv.DictReader(file))
     assert len(rows) == len({(row["identity"], row["prompt"], row["seed"]) for row in rows}) == TOTAL
     assert {row["status"] for row in rows} == {"done"}
+    assert all(-1 <= float(row["similarity"]) <= 1 for row in rows), "the workflow judges its pictures"
     assert sorted(row["file"] for row in rows) == sorted(path.name for path in out.glob("*.png"))
     contents = {np.asarray(Image.open(out / row["file"])).tobytes() for row in rows}
     assert len(contents) == TOTAL
