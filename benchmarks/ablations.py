@@ -40,6 +40,7 @@ class Step(NamedTuple):
 PAPER = ("embedding", "clip", "trunk", "bases")  # groups that learn where all is learned at once
 ALONE = {"stage.scenarios": (1.0, 0.0, 0.0)}
 SMALL = {"hyperlora.bases": 8, "hyperlora.rank": 4}
+LARGE = {"hyperlora.bases": 32, "hyperlora.rank": 16}
 GENTLE = {"loop.rate": 2e-4}  # for what has learned already
 TRAINED = ("base-lora", "id-people")
 READ = (*TRAINED, "id-reader")
@@ -62,6 +63,7 @@ ROWS: dict[str, tuple[Step, ...]] = {
     "reader of CLIP tokens": (_reading("clip"),),
     "K 16, rank 8": _sized({}),
     "K 8, rank 4": _sized(SMALL),
+    "K 32, rank 16": _sized(LARGE),
     "reader, then id-embedding": (Step("id-embedding", 50, GENTLE, READ),),
     "reader, then with PuLID": (Step("id-embedding", 50, {**GENTLE, "pulid": PULID}, READ),),
     "three stages": (
