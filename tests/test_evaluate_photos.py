@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import json
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +15,7 @@ from bad_inputs import assert_sentence
 from PIL import Image
 
 from hyperlora_core import HyperLoRAError
-from hyperlora_core.cli import main
+from hyperlora_core.cli import evaluate, main
 from hyperlora_core.evaluate import paper
 from hyperlora_core.evaluate.hyperlora import HyperLoRAPainter
 from hyperlora_core.evaluate.instruments import Instruments, Seen
@@ -308,6 +309,38 @@ def test_a_method_that_follows_no_words_is_not_asked_for_them(photos, tmp_path):
     assert jobs == [] and "| Arc2Face | " in write_report(tmp_path / "alone", results, [], {})
 
 
+def test_a_workflow_is_run_before_its_pictures_are_measured(photos, given, tmp_path, monkeypatch):
+    """By the queue's own command, for these people, prompts and seeds; "none" without photos."""
+    (tmp_path / "prompts.txt").write_text("\n".join(WORDS))
+    asked = []
+
+    def run(arguments):
+        asked.append(vars(arguments))
+        folder = tmp_path / ("mine" if arguments.photos else NONE)
+        for picture in folder.glob("*.png"):
+            ending = "_2" if arguments.photos else ""
+            save_as = Path(arguments.out) / f"{picture.stem}{ending}.png"
+            save_as.parent.mkdir(parents=True, exist_ok=True)
+            save_as.write_bytes(picture.read_bytes())
+        return failing
+
+    seen = []
+    monkeypatch.setattr(evaluate.queue, "run", run)
+    monkeypatch.setattr(evaluate, "_open", lambda methods, _: seen.append(methods) or ({}, INSTRUMENTS))
+    command = ["evaluate", "--out", str(tmp_path / "out"), "--photos", str(photos), "--seeds", "7"]
+    command += ["--prompts", str(tmp_path / "prompts.txt"), "--server", "http://a:1", "http://b:2"]
+    command += ["--workflow", "none=plain.json", "--workflow", "method=compare.json#2"]
+    failing = 0
+    assert main(command) == 0
+    report = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert report["figures"]["method"]["ID Sim"]["value"] == pytest.approx((1 + 0.8 + 1 + 0) / 4, abs=1e-3)
+    assert [(one["workflow"], one["photos"]) for one in asked] == [("plain.json", None), ("compare.json", str(photos))]
+    assert all(one["seeds"] == "7" and one["server"] == ["http://a:1", "http://b:2"] for one in asked)
+    assert [Path(one["out"]).name for one in asked] == ["plain", "compare"]
+    failing = 1
+    assert main(command) == 2
+
+
 def test_mistakes(photos, tmp_path, capsys):
     save(tmp_path / "mine" / "anna_p01_s7.png", RED)
     for arguments, words in (
@@ -318,6 +351,9 @@ def test_mistakes(photos, tmp_path, capsys):
             ["--photos", str(photos), "--arc2face", "x", "--sd15", "y", "--pictures", f"Arc2Face={tmp_path / 'mine'}"],
             ('"Arc2Face"',),
         ),
+        (["--workflow", "a=b"], ("--photos FOLDER",)),
+        (["--photos", str(photos), "--workflow", "a=b#x"], ("--workflow a=b#x isn't NAME=FILE",)),
+        (["--photos", str(photos), "--workflow", "a=b", "--pictures", "a=c"], ('Two rows would be called "a"',)),
         (["--photos", str(photos)], ("nothing to measure", "--pictures NAME=FOLDER", "--base FILE")),
         (["--photos", str(photos), "--pictures", "folder"], ("--pictures folder isn't NAME=FOLDER",)),
         (["--photos", str(photos), "--pictures", "a=x", "--pictures", "a=y"], ('Two rows would be called "a"',)),

@@ -26,7 +26,9 @@ from ..evaluate.protocol import (
     load_protocol,
 )
 from ..precision import fast_half
+from . import queue
 from .options import add_device_argument, add_encoder_arguments
+from .workflow_method import read_workflow_method
 
 if TYPE_CHECKING:
     from ..encode import PhotoEncoder
@@ -87,6 +89,17 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="NAME=FOLDER[#N]",
         help="a method's pictures, PERSON_p01_s1.png as hyperlora queue names them (#N: the Nth of each job); the name "
         f'"{NONE}" is for those without a person',
+    )
+    photos.add_argument(
+        "--workflow",
+        action="append",
+        default=[],
+        metavar="NAME=FILE[#N]",
+        help="a method in ComfyUI: a workflow in API format, run for every person, prompt and seed as hyperlora queue does "
+        f'(#N: the Nth picture of each job); "{NONE}" runs without photos',
+    )
+    photos.add_argument(
+        "--server", nargs="+", action="extend", metavar="URL", help=f"for --workflow (default: {queue.SERVER})"
     )
     photos.add_argument("--base", metavar="FILE", help="SDXL checkpoint or diffusers folder: paint --checkpoint's here")
     photos.add_argument(
@@ -159,9 +172,9 @@ def _drawn(arguments: Namespace, progress: "Progress") -> Setup:
     from ..evaluate.people import drawn_people
     from ..locate import demo_folder
 
-    if arguments.pictures or arguments.base or arguments.arc2face or arguments.sd15:
+    if arguments.pictures or arguments.workflow or arguments.base or arguments.arc2face or arguments.sd15:
         raise HyperLoRAError(
-            "--pictures, --base, --arc2face and --sd15 go with --photos FOLDER: name the folder of the people's photos."
+            "--pictures, --workflow, --base, --arc2face and --sd15 go with --photos FOLDER: name the folder of the people's photos."
         )
     protocol = load_protocol(arguments.protocol)
     methods = chosen_methods(
@@ -193,20 +206,26 @@ def _photographed(arguments: Namespace) -> Setup:
     from ..locate import DEFAULT
     from ..queue.jobs import parse_seeds, read_prompts
 
-    methods = given_methods(arguments.pictures)
+    workflows = [read_workflow_method(text, arguments.out) for text in arguments.workflow]
+    methods = given_methods([*arguments.pictures, *(workflow.pictures for workflow in workflows)])
     if bool(arguments.arc2face) != bool(arguments.sd15):
         raise HyperLoRAError(
             "--arc2face FOLDER and --sd15 FOLDER go together: its own weights, and what they stand on."
         )
     if not (methods or arguments.base or arguments.arc2face):
         raise HyperLoRAError(
-            "There is nothing to measure: give --pictures NAME=FOLDER, or --base FILE or --arc2face FOLDER to paint here."
+            "There is nothing to measure: give --pictures NAME=FOLDER or --workflow NAME=FILE, or --base FILE or --arc2face "
+            "FOLDER to paint here."
         )
     if arguments.methods or (arguments.checkpoint and not arguments.base):
         raise HyperLoRAError(
             "With --photos, pictures are painted by --base FILE, --checkpoint NAME=FOLDER and --as NAME."
         )
     prompts = read_prompts(arguments.prompts)
+    if workflows and not arguments.seeds:
+        arguments.seeds = SEEDS
+    for workflow in workflows:
+        workflow.run(arguments)
     seeds = parse_seeds(arguments.seeds) if arguments.seeds else seeds_of(methods) or parse_seeds(SEEDS)
     protocol = load_protocol(arguments.protocol)
     sets = {**protocol.prompts, SCENES: [[prompt] for prompt in prompts for _ in seeds], ALONE: [[PROMPT]] * len(seeds)}

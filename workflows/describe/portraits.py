@@ -270,7 +270,8 @@ The green nodes are yours to change:
 4. **Trigger Prompt**: write what the picture shows. The trigger words are added for you.
 5. Press **Run**. Keep the seed (*fixed*) while you move the slider.
 
-What a checkpoint doesn't read from a photo doesn't move (the demo's reads no expression); whatever else differs between the two photos moves too. Several photos for each end (*photos_2* to *photos_4* of
+What a checkpoint doesn't read from a photo doesn't move (the demo's reads no expression). Whatever else differs between the
+two photos moves too. Several photos for each end (*photos_2* to *photos_4* of
 **Encode Identity**) make the slider cleaner.
 
 More sliders: one more **Apply HyperLoRA** for each, one behind the other.
