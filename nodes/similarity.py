@@ -1,5 +1,7 @@
 """How like the person pictures are, and a gate that lets only the like ones through."""
 
+import math
+
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
@@ -76,6 +78,8 @@ def through_gate(images, results: list[Similarity], similarity: float, gate: str
     """
     if gate == OFF:
         return images, ""
+    if not math.isfinite(threshold):
+        raise HyperLoRAError(f"Nothing can be compared with the threshold {threshold}: use a number from -1 to 1.")
     if gate == REMOVE:
         kept = [
             number for number, one in enumerate(results) if one.cosine is not None and enough(one.cosine, threshold)

@@ -282,6 +282,13 @@ def gated(nodes, monkeypatch, gate: str, threshold: float, *cosines: float | Non
     return (passed if passed is BLOCKED else passed.tolist()), said
 
 
+@pytest.mark.parametrize("gate", ["remove", "stop", "error"])
+def test_a_threshold_that_is_no_number_is_refused(nodes, monkeypatch, gate):
+    with pytest.raises(nodes.similarity.HyperLoRAError, match="the threshold nan"):
+        gated(nodes, monkeypatch, gate, float("nan"), 0.5)
+    assert gated(nodes, monkeypatch, "off", float("nan"), 0.5)[0] == [0]
+
+
 @pytest.mark.parametrize("threshold", [1.0, 0.4, 0.0, -1.0])
 def test_a_gate_that_is_off_passes_everything(nodes, monkeypatch, threshold):
     assert gated(nodes, monkeypatch, "off", threshold, 0.1, None) == ([0, 1], "")
