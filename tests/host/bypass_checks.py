@@ -44,7 +44,7 @@ POOLED = MODEL.model.model_config.unet_config["adm_in_channels"] - 6 * 256
 def random_lora(seed: int, rank: int = 4) -> dict:
     generator = torch.Generator().manual_seed(seed)
     lora = {}
-    for key, layer in LAYERS.items():
+    for key, layer in sorted(LAYERS.items()):  # the host's order isn't always the same
         lora[f"{key}.lora_down.weight"] = torch.randn(rank, layer.shape[1], generator=generator) * 0.1
         lora[f"{key}.lora_up.weight"] = torch.randn(layer.shape[0], rank, generator=generator) * 0.1
         lora[f"{key}.alpha"] = torch.tensor(float(rank))
@@ -274,8 +274,8 @@ def first_answers(model, guider_of: type = comfy.samplers.CFGGuider, cfg: tuple 
 
 
 def differ(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Of a first step's answers, which a LoRA changes by some hundredths."""
-    return (a - b).abs().max() > 0.02
+    """Of a first step's answers, which a LoRA changes by a hundredth and more."""
+    return (a - b).abs().max() > 0.005
 
 
 def check_guided_the_negative_prompt_has_no_person():

@@ -70,8 +70,8 @@ def test_with_the_masks_box_in_view_a_person_is_painted_as_alone(server, two, ha
     """Both halves are covered: each is the picture that the person's prompt makes of this half's noise."""
     regions = [{"set_cond_area": "mask bounds"}] * 2
     swapped, picture = (server.run(crowd(photos, halves, PROMPTS, regions)).picture() for photos in ([two[0]] * 2, two))
-    assert np.array_equal(picture[:, : SIDE - 32], swapped[:, : SIDE - 32]), "who is on the right changes the left"
-    assert difference(picture[:, SIDE:], swapped[:, SIDE:]) > 1
+    left, right = (difference(picture[:, half], swapped[:, half]) for half in (np.s_[: SIDE - 32], np.s_[SIDE:]))
+    assert right > 1 and left < 0.1 * right, "who is on the right changes the left by no more than decoding does"
     assert difference(server.run(crowd(two, halves, PROMPTS)).picture(), picture) > 1
 
 
