@@ -17,6 +17,7 @@ from .types import CATEGORY
 Conditioning = list  # of [tokens, settings]
 
 WHOLE, BOUNDS = "default", "mask bounds"  # what a person is painted with in view; core's names, of ConditioningSetMask
+CONTROL = ("control", "control_apply_to_uncond")  # what core's ControlNet nodes put into a prompt's settings
 MARK = "hyperlora_region"  # in the settings of what a Region added
 
 
@@ -143,7 +144,8 @@ def add_person(
         split(negative, "negative"),
     )
     place = {"strength": 1.0, "set_cond_area": set_cond_area, "mask": mask}
-    (wanted,) = comfy.hooks.set_conds_props([for_person(person_prompt or picture)], **place, hooks=hooks)
+    prompt = controlled(person_prompt, picture) if person_prompt else picture
+    (wanted,) = comfy.hooks.set_conds_props([for_person(prompt)], **place, hooks=hooks)
     (unwanted,) = comfy.hooks.set_conds_props([for_person(negative_picture)], **place, hooks=None if guide else hooks)
     return [[*people, *wanted, *rest(picture)], [*negative_people, *unwanted, *rest(negative_picture)]]
 
@@ -166,6 +168,12 @@ def for_person(prompt: Conditioning) -> Conditioning:
         ]
         for tokens, settings in prompt
     ]
+
+
+def controlled(prompt: Conditioning, picture: Conditioning) -> Conditioning:
+    """The person's prompt under the ControlNet of the whole picture, where it has none of its own."""
+    control = {key: value for key, value in picture[0][1].items() if key in CONTROL}
+    return [[tokens, control | settings] for tokens, settings in prompt]
 
 
 def rest(picture: Conditioning) -> Conditioning:

@@ -42,7 +42,10 @@ PICTURE, BAD, ANNA = (
 def test_a_person_and_the_rest(region):
     positive, negative = region.add_person(PICTURE, BAD, ANNA, "left", "hooks")
     mark = {region.MARK: True, "mask": "left", "hooks": "hooks"}
-    assert positive == [["Anna", {"pooled": 3} | mark], ["a park", PICTURE[0][1] | {"default": True}]]
+    assert positive == [
+        ["Anna", {"pooled": 3, "control": "pose"} | mark],
+        ["a park", PICTURE[0][1] | {"default": True}],
+    ]
     assert negative == [["blurry", {"pooled": 2} | mark], ["blurry", {"pooled": 2, "default": True}]]
     assert "default" not in PICTURE[0][1] and "mask" not in ANNA[0][1], "what came in was changed"
 
@@ -57,6 +60,12 @@ def test_both_prompts_of_a_person_see_the_masks_box(region):
     """Else the sampler would take the one's prediction for a part from the other's for the whole."""
     positive, negative = region.add_person(PICTURE, BAD, ANNA, "left", "hooks", set_cond_area=region.BOUNDS)
     assert [settings.get("bounds") for _, settings in (*positive, *negative)] == [True, None, True, None]
+
+
+def test_a_persons_own_controlnet_stays(region):
+    anna = [["Anna", {"pooled": 3, "control": "of her own"}]]
+    positive, _ = region.add_person(PICTURE, BAD, anna, "left", "hooks")
+    assert [settings["control"] for _, settings in positive] == ["of her own", "pose"]
 
 
 def test_one_after_another(region):

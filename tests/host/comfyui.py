@@ -18,6 +18,7 @@ from PIL import Image
 PACK = Path(__file__).parents[2]
 START_TIMEOUT = 300
 RUN_TIMEOUT = 300
+CONTROLNET = Path(__file__).with_name("tiny_controlnet.py")
 
 
 class ComfyUI:
@@ -28,6 +29,7 @@ class ComfyUI:
         for folder in ("models", "custom_nodes", "input", "output", "temp", "user"):
             (base / folder).mkdir(parents=True, exist_ok=True)
         (base / "custom_nodes" / "hyperlora-zero-shot").symlink_to(PACK)
+        (base / "custom_nodes" / CONTROLNET.name).symlink_to(CONTROLNET)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]

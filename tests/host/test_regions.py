@@ -150,6 +150,59 @@ def test_everything_in_one_graph(server, two, halves):
     assert all(np.array_equal(one, other) for one, other in zip(again, everything, strict=True))
 
 
+def test_regions_schedules_a_slider_and_a_controlnet(server, two, halves):
+    """Two people in their places from a start on, a slider on the model, and a ControlNet before the Regions."""
+    graph = crowd(two, halves, PROMPTS, [{"start": 0.2}, {"end": 0.8}])
+    graph |= {
+        "300": {"class_type": "TinyControlNet", "inputs": {"model": ["1", 0]}},
+        "301": {
+            "class_type": "ControlNetApplyAdvanced",
+            "inputs": {
+                "positive": ["9", 0],
+                "negative": ["10", 0],
+                "control_net": ["300", 0],
+                "image": [ids(0)["photo"], 0],
+                "strength": 1.0,
+                "start_percent": 0.0,
+                "end_percent": 1.0,
+            },
+        },
+        "302": {
+            "class_type": "HyperLoRASlider",
+            "inputs": {
+                "hyperlora": ["2", 0],
+                "identity_from": [ids(0)["encode"], 0],
+                "identity_to": [ids(1)["encode"], 0],
+                "amount": 0.5,
+            },
+        },
+        "303": {
+            "class_type": "HyperLoRAApply",
+            "inputs": {"model": ["1", 0], "id_lora": ["302", 0], "weight": 1.0, "mode": "bypass", "start": 0.3},
+        },
+    }
+    graph[ids(0)["region"]]["inputs"] |= {"positive": ["301", 0], "negative": ["301", 1]}
+    graph["12"]["inputs"]["model"] = ["303", 0]
+    everything = server.run(graph).picture()
+    for node, name, value in (
+        ("301", "strength", 0.0),
+        ("302", "amount", -0.5),
+        ("303", "start", 0.7),
+        (ids(0)["region"], "start", 0.5),
+        (ids(1)["region"], "end", 0.5),
+    ):
+        before = graph[node]["inputs"][name]
+        graph[node]["inputs"][name] = value
+        changed = server.run(graph).picture()
+        sides = [difference(changed[:, half], everything[:, half]) for half in (np.s_[:SIDE], np.s_[SIDE:])]
+        assert max(sides) > 0.1, f"{name} of {node} does nothing"
+        if name == "strength":
+            assert min(sides) > 1, "the ControlNet holds for both people, who have prompts of their own"
+        graph[node]["inputs"][name] = before
+    graph["12"] = another_run(graph)
+    assert np.array_equal(server.run(graph).picture(), everything)
+
+
 def fails(server, graph: dict, *words: str) -> None:
     result = server.run(graph)
     assert result.error, "the workflow ran"
