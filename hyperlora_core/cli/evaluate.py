@@ -224,8 +224,6 @@ def _photographed(arguments: Namespace) -> Setup:
     prompts = read_prompts(arguments.prompts)
     if workflows and not arguments.seeds:
         arguments.seeds = SEEDS
-    for workflow in workflows:
-        workflow.run(arguments)
     seeds = parse_seeds(arguments.seeds) if arguments.seeds else seeds_of(methods) or parse_seeds(SEEDS)
     protocol = load_protocol(arguments.protocol)
     sets = {**protocol.prompts, SCENES: [[prompt] for prompt in prompts for _ in seeds], ALONE: [[PROMPT]] * len(seeds)}
@@ -260,6 +258,8 @@ def _photographed(arguments: Namespace) -> Setup:
         {name: tuple(choices[0] for choices in of) for name, of in protocol.prompts.items() if name != SCENES},
     )
     encoders, instruments = _open(methods, arguments)
+    for workflow in workflows:  # last: what else is wrong shows at once
+        workflow.run(arguments)
     painter = None
     if arguments.base:
         painter = _painter(arguments.base, arguments)
