@@ -150,9 +150,8 @@ def slider(bench: Bench) -> tuple[list[str], list[str]]:
             table.append(f"| {name} | {way} | " + " | ".join(f"{v:.2f}" for v in moved_to) + " |")
             table.append("| similarity kept | | " + " | ".join(f"{v:.2f}" for v in kept) + " |")
             save_sheet(bench.out / f"slider_{name}_{way}.png", pictures)
-            trait = (
-                name in TRAITS
-            )  # far apart: beyond 1 either way pictures break, and they are the person, who changes
+            # a trait's ends lie far apart: beyond 1 either way pictures break, and it is the person who changes
+            trait = name in TRAITS
             if way == "LoRA" and not rising(moved_to[1:-1] if trait else moved_to):
                 broken.append(f"{name} doesn't rise with the amount")
             if way == "LoRA" and not trait and kept.min() < KEPT:

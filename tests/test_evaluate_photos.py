@@ -309,7 +309,7 @@ def test_a_method_that_follows_no_words_is_not_asked_for_them(photos, tmp_path):
     assert jobs == [] and "| Arc2Face | " in write_report(tmp_path / "alone", results, [], {})
 
 
-def test_a_workflow_is_run_before_its_pictures_are_measured(photos, given, tmp_path, monkeypatch):
+def test_a_workflow_is_run_before_its_pictures_are_measured(photos, given, tmp_path, monkeypatch, capsys):
     """By the queue's own command, for these people, prompts and seeds; "none" without photos."""
     (tmp_path / "prompts.txt").write_text("\n".join(WORDS))
     asked = []
@@ -324,9 +324,8 @@ def test_a_workflow_is_run_before_its_pictures_are_measured(photos, given, tmp_p
             save_as.write_bytes(picture.read_bytes())
         return failing
 
-    seen = []
     monkeypatch.setattr(evaluate.queue, "run", run)
-    monkeypatch.setattr(evaluate, "_open", lambda methods, _: seen.append(methods) or ({}, INSTRUMENTS))
+    monkeypatch.setattr(evaluate, "_open", lambda *_: ({}, INSTRUMENTS))
     command = ["evaluate", "--out", str(tmp_path / "out"), "--photos", str(photos), "--seeds", "7"]
     command += ["--prompts", str(tmp_path / "prompts.txt"), "--server", "http://a:1", "http://b:2"]
     command += ["--workflow", "none=plain.json", "--workflow", "method=compare.json#2"]
@@ -338,7 +337,9 @@ def test_a_workflow_is_run_before_its_pictures_are_measured(photos, given, tmp_p
     assert all(one["seeds"] == "7" and one["server"] == ["http://a:1", "http://b:2"] for one in asked)
     assert [Path(one["out"]).name for one in asked] == ["plain", "compare"]
     failing = 1
+    capsys.readouterr()
     assert main(command) == 2
+    assert_sentence(capsys.readouterr().err, ('Some pictures of "none" failed', "the same command"))
 
 
 def test_mistakes(photos, tmp_path, capsys):
