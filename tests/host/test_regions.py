@@ -181,7 +181,8 @@ def test_regions_schedules_a_slider_and_a_controlnet(server, two, halves):
             "inputs": {"model": ["1", 0], "id_lora": ["302", 0], "weight": 1.0, "mode": "bypass", "start": 0.3},
         },
     }
-    graph[ids(0)["region"]]["inputs"] |= {"positive": ["301", 0], "negative": ["301", 1]}
+    # for the positive prompt alone: the negative one would show a ControlNet that people with prompts of their own lost
+    graph[ids(0)["region"]]["inputs"]["positive"] = ["301", 0]
     graph["12"]["inputs"]["model"] = ["303", 0]
     everything = server.run(graph).picture()
     for node, name, value in (
