@@ -52,18 +52,20 @@ def _reading(*conditions: str) -> Step:
     return Step("id-reader", 400, changes, TRAINED)
 
 
-def _sized(size: dict[str, Any]) -> tuple[Step, ...]:
-    """Without base branch: the trained one has another size."""
-    return Step("id-people", 300, size), Step("id-reader", 400, size, ("id-people",))
+def _people(size: dict[str, Any], changes: dict[str, Any] | None = None) -> tuple[Step, ...]:
+    """Codes of their own, then the reader; without base branch: the trained one has another size."""
+    return Step("id-people", 300, size | (changes or {})), Step("id-reader", 400, size, ("id-people",))
 
 
 ROWS: dict[str, tuple[Step, ...]] = {
     "reader of both": (_reading("embedding", "clip"),),
     "reader of the embedding": (_reading("embedding"),),
     "reader of CLIP tokens": (_reading("clip"),),
-    "K 16, rank 8": _sized({}),
-    "K 8, rank 4": _sized(SMALL),
-    "K 32, rank 16": _sized(LARGE),
+    "K 16, rank 8": _people({}),
+    "K 8, rank 4": _people(SMALL),
+    "K 32, rank 16": _people(LARGE),
+    "half the people": _people({}, {"people.people": 1536}),
+    "face weight 1": _people({}, {"stage.face_weight": 1.0}),
     "reader, then id-embedding": (Step("id-embedding", 50, GENTLE, READ),),
     "reader, then with PuLID": (Step("id-embedding", 50, {**GENTLE, "pulid": PULID}, READ),),
     "three stages": (
