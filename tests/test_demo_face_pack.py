@@ -1,5 +1,6 @@
 """The shipped face packs: InsightFace takes them as they are, and they do what their card says on people never trained on."""
 
+import importlib
 from pathlib import Path
 
 import numpy as np
@@ -8,14 +9,26 @@ import pytest
 from hyperlora_core.demo.portraits import HELD_OUT, Identity, Scene, render
 
 pytest.importorskip("insightface")
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
 pytest.importorskip("torch")
 
-from hyperlora_core.demo import train_face
+import onnx
+import onnxruntime
+import torch
+
+from hyperlora_core.cli import main
+from hyperlora_core.cli.train import STAGES
 from hyperlora_core.demo.face_crowds import crowd, targets
-from hyperlora_core.demo.face_data import ARCFACE_POINTS, aligned, make_cache, similarity
+from hyperlora_core.demo.face_data import ARCFACE_POINTS, aligned, load_cache, make_cache, similarity
 from hyperlora_core.demo.face_networks import ANCHOR_SIZES, STRIDES, Detector
 from hyperlora_core.demo.measure_face import analyzer, identification, matches
 from hyperlora_core.errors import HyperLoRAError
+from hyperlora_core.train import loop
+from hyperlora_core.train.config import config_path, load_config
+from hyperlora_core.train.demo_face import write_onnx
+from hyperlora_core.train.loop import CHECKPOINT, CURVES, read_checkpoint
+from hyperlora_core.train.sources import Sources
 
 MODELS = Path(__file__).parents[1] / "models" / "demo"
 PACK, MEASURING = MODELS / "face", MODELS / "face_measure"
@@ -124,7 +137,7 @@ def test_targets_are_what_the_decoder_gives_back():
 
 
 def test_the_detector_has_two_places_per_stride_and_cell(tmp_path):
-    train_face.export("detector", Detector(), tmp_path / "det.onnx")
+    write_onnx("detector", Detector(), tmp_path / "det.onnx")
     from insightface.model_zoo import get_model
 
     detector = get_model(str(tmp_path / "det.onnx"), providers=["CPUExecutionProvider"])
@@ -145,31 +158,91 @@ def test_alignment_puts_the_key_points_where_arcface_wants_them():
     assert np.abs(ours.astype(int) - theirs).mean() < 3
 
 
-def test_training_stops_and_goes_on_and_refuses_held_out_people(tmp_path, monkeypatch):
-    monkeypatch.setitem(train_face.PLAN, "landmarks", ((3,), range(2), 2))
-    monkeypatch.setattr(train_face, "landmarks_task", lambda faces, seed: landmarks_task(faces, seed, batch=2))
-    whole = train_face.train("landmarks", tmp_path / "whole", tmp_path / "a", workers=1).read_bytes()
+TINY = {
+    "people": "people = 2", "scenes": "scenes = 2", "steps": "steps = 6", "batch": "batch = 4", "warmup": "warmup = 1",
+    "save_every": "save_every = 2", "restarts": "restarts = [3]",
+}  # fmt: skip
 
-    train_face.train("landmarks", tmp_path / "part", tmp_path / "b", rounds=(3,), workers=1)
-    assert (tmp_path / "part" / "2d106_demo.onnx").read_bytes() == whole
 
-    stopped = iter([False, False, True])
-    jittered = train_face.jittered
+def tiny(stage, folder):
+    """The shipped config of a stage with a few people and steps, as a file."""
+    given = config_path(stage, "cpu", "cpu").read_text(encoding="utf-8")
+    lines = [TINY.get(line.partition(" ")[0], line) for line in given.splitlines()]
+    (folder / f"{stage}.toml").write_text("\n".join(lines), encoding="utf-8")
+    return str(folder / f"{stage}.toml")
 
-    def interrupted(*arguments):
-        if next(stopped, False):
-            raise KeyboardInterrupt
-        return jittered(*arguments)
 
-    monkeypatch.setattr(train_face, "jittered", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        train_face.train("landmarks", tmp_path / "resumed", tmp_path / "c", workers=1)
-    assert not (tmp_path / "resumed").exists()
-    path = train_face.train("landmarks", tmp_path / "resumed", tmp_path / "c", workers=1)
-    assert path.read_bytes() == whole
+NETWORKS = [name for name, (module, _) in STAGES.items() if module in ("demo_face", "demo_attributes")]
 
+
+@pytest.mark.parametrize("stage", NETWORKS)
+def test_training_stops_and_goes_on_and_exports(tmp_path, stage, capsys):
+    folder = STAGES[stage][1]
+
+    def train(out, *more):
+        asked = ["--config", tiny(stage, tmp_path), "--out", str(tmp_path / out), "--device", "cpu", "--workers", "1"]
+        return main(["train", stage, *asked, *more])
+
+    def kill(step, _steps, losses):
+        if step == 4 and losses:
+            raise SystemExit  # the last checkpoint is that of step 2
+
+    assert train("whole") == 0
+    module = importlib.import_module(f"hyperlora_core.train.{STAGES[stage][0]}")
+    config, root = load_config(tiny(stage, tmp_path), module.Config), tmp_path / "halves"
+    task = module.make_task(config, Sources(root, root / "data", root, root), folder)
+    with pytest.raises(SystemExit):
+        loop.train(task, config, root / folder, "cpu", progress=kill)
+    assert train("halves", "--resume") == 0
+    assert train("halves") == 2 and "holds a training already" in capsys.readouterr().err
+    whole, halves = (read_checkpoint(tmp_path / out / folder / CHECKPOINT) for out in ("whole", "halves"))
+    for part in ("module", "statistics"):  # a batch norm's means are trained too
+        assert whole[part] and all(torch.equal(value, halves[part][name]) for name, value in whole[part].items())
+    assert (tmp_path / "whole" / folder / CURVES).read_bytes().startswith(b"\x89PNG")
+
+    files = []
+    for out in ("whole", "halves"):
+        assert train(out, "--export", str(tmp_path / out / "demo")) == 0
+        files += (tmp_path / out / "demo").rglob("*.onnx")
+    assert files[0].read_bytes() == files[1].read_bytes()
+    shipped = MODELS / files[0].relative_to(tmp_path / "whole" / "demo")
+    assert signature(files[0]) == signature(shipped)  # the shipped network is one of these
+
+
+def signature(path):
+    """What an ONNX file takes, gives and holds, but for the values."""
+    network = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    sizes = {tensor.name: tuple(tensor.dims) for tensor in onnx.load(str(path)).graph.initializer}
+    return [[(i.name, i.shape) for i in side] for side in (network.get_inputs(), network.get_outputs())], sizes
+
+
+def test_recognition_learns_whose_face_it_is(tmp_path):
+    """Batch norms' means count in what is exported, or the network would answer as an untrained one."""
+    text = (
+        Path(tiny("demo-recognition", tmp_path)).read_text().replace("steps = 6", "steps = 60").replace("[3]", "[40]")
+    )
+    config = tmp_path / "longer.toml"
+    config.write_text(text.replace("batch = 4", "batch = 16").replace("scenes = 2", "scenes = 8"))
+    assert main(["train", "demo-recognition", "--config", str(config), "--out", str(tmp_path), "--device", "cpu"]) == 0
+    assert main(["train", "demo-recognition", "--out", str(tmp_path), "--export", str(tmp_path / "demo")]) == 0
+    network = onnxruntime.InferenceSession(
+        tmp_path / "demo" / "face" / "rec_demo.onnx", providers=["CPUExecutionProvider"]
+    )
+    faces = load_cache(tmp_path / "faces" / "0_2x8")["aligned"]
+    embeddings = network.run(None, {"input": (faces.transpose(0, 3, 1, 2) / 127.5 - 1).astype(np.float32)})[0]
+    embeddings = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    alike = embeddings @ embeddings.T
+    own = np.kron(np.eye(2, dtype=bool), np.ones((8, 8), bool))
+    assert alike[own].mean() > alike[~own].mean() + 0.3
+
+
+def test_held_out_people_are_refused(tmp_path):
     with pytest.raises(HyperLoRAError, match="held out"):
-        make_cache(tmp_path / "d", range(HELD_OUT.start, HELD_OUT.start + 1), 1)
+        make_cache(tmp_path, range(HELD_OUT.start, HELD_OUT.start + 1), 1)
 
 
-landmarks_task = train_face.landmarks_task
+def test_an_unknown_network_is_told(tmp_path, capsys):
+    text = Path(tiny("demo-landmarks", tmp_path)).read_text().replace('"landmarks"', '"nose"')
+    (tmp_path / "nose.toml").write_text(text)
+    assert main(["train", "demo-landmarks", "--config", str(tmp_path / "nose.toml"), "--out", str(tmp_path)]) == 2
+    assert "faces.network is 'nose'. Known: detector" in capsys.readouterr().err

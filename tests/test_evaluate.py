@@ -218,7 +218,7 @@ def test_the_reader_reads_held_out_portraits():
 
 
 def test_other_networks_are_no_readers(tmp_path):
-    with pytest.raises(HyperLoRAError, match=r"attributes\.onnx is missing.*train_attributes"):
+    with pytest.raises(HyperLoRAError, match=r"attributes\.onnx is missing.*demo-attributes"):
         AttributeReader(tmp_path)
     (tmp_path / "attributes.onnx").write_bytes((demo_folder() / "face_measure" / "rec_measure.onnx").read_bytes())
     with pytest.raises(HyperLoRAError, match="isn't a network that reads"):

@@ -15,7 +15,19 @@ from hyperlora_core.cli import main
 from hyperlora_core.cli.train import HYPERLORA, STAGES
 from hyperlora_core.demo import sdxl
 from hyperlora_core.demo.hyperlora import HyperLoRASize, unet_modules
-from hyperlora_core.train import config, demo_clip, demo_unet, demo_vae, estimate, finetune, pulid, reader, stage
+from hyperlora_core.train import (
+    config,
+    demo_attributes,
+    demo_clip,
+    demo_face,
+    demo_unet,
+    demo_vae,
+    estimate,
+    finetune,
+    pulid,
+    reader,
+    stage,
+)
 from hyperlora_core.train.data import DataConfig
 from hyperlora_core.train.network import GROUPS, Network
 from hyperlora_core.train.people import PeopleConfig
@@ -23,7 +35,10 @@ from hyperlora_core.train.people import PeopleConfig
 for package in ("accelerate", "diffusers", "transformers", "open_clip"):
     pytest.importorskip(package)
 
+NETWORKS = [f"demo-{name}" for name in ("detector", "landmarks", "recognition", "measuring", "attributes")]
 KINDS = {
+    **dict.fromkeys(NETWORKS[:-1], demo_face.Config),
+    "demo-attributes": demo_attributes.Config,
     "demo-data": DataConfig,
     "demo-vae": demo_vae.Config,
     "demo-clip": demo_clip.Config,
@@ -38,6 +53,7 @@ DOCS = ROOT / "docs" / "training.md"
 
 DEMO_KEYS = ["loop.seed", "loop.steps", "loop.batch", "loop.rate", "loop.warmup", "loop.cooldown", "loop.weight_decay",
              "loop.ema_decay", "loop.precision"]  # fmt: skip
+NETWORK_KEYS = ["loop.seed", "loop.steps", "loop.batch", "loop.rate", "loop.warmup", "loop.restarts"]
 UNET_KEYS = ["unet.start", "unet.style", "unet.caption_dropout", "unet.told", "unet.triggered", "unet.face_weight",
              "unet.weights", "unet.steps_drawn"]  # fmt: skip
 STAGE_KEYS = ["stage.start", "stage.trains", "stage.conditions", "stage.scenarios", "loop.steps", "loop.batch",
@@ -64,6 +80,8 @@ def shipped(profile: str, name: str) -> dict[str, Any]:
 def told(value: Any) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
+    if value is None:
+        return "none"
     if isinstance(value, list):
         return ", ".join(map(told, value)) or "none"
     return f"{value:,}" if isinstance(value, int) else str(value) or "none"
@@ -133,6 +151,7 @@ def test_sdxl_has_the_papers_numbers():
     "row",
     [
         *rows(["gpu", "cpu"], ["demo-vae", "demo-clip", "demo-unet", "demo-style"], DEMO_KEYS),
+        *rows(["gpu", "cpu"], NETWORKS, NETWORK_KEYS),
         *rows(["gpu", "cpu"], ["demo-unet", "demo-style"], UNET_KEYS),
         *rows(["gpu", "cpu", "sdxl"], list(HYPERLORA), STAGE_KEYS),
         *rows(["gpu", "cpu"], ["id-people"], PEOPLE_KEYS),

@@ -165,6 +165,14 @@ def test_rate_rises_holds_and_falls():
     assert rates[69] > rates[80] > rates[90] > rates[99] > 0
 
 
+def test_each_round_rises_and_falls():
+    given = dataclasses.replace(LOOP, steps=300, warmup=10, restarts=(100, 900))  # the second lies behind the end
+    rates = [loop.rate_at(given, step) for step in range(300)]
+    assert rates[:100] == [loop.rate_at(dataclasses.replace(LOOP, steps=100, warmup=10), step) for step in range(100)]
+    longer = [loop.rate_at(dataclasses.replace(LOOP, steps=200, warmup=10), step) for step in range(200)]
+    assert rates[100:] == pytest.approx([loop.RESTART * rate for rate in longer])
+
+
 @pytest.mark.parametrize("profile", ("gpu", "cpu"))
 @pytest.mark.parametrize("stage", ["vae", "clip", "unet"])
 def test_shipped_configs_are_whole(profile, stage):

@@ -57,6 +57,24 @@ def test_each_lowers_its_loss(trained, name):
         assert before > 0.9 and after < 0.5, "1 is who tells nobody apart"
 
 
+@pytest.mark.parametrize("name", ["id-people", "id-reader"])
+def test_killed_and_resumed_is_as_if_never_stopped(trained, sources, name):  # noqa: F811
+    folder = sources.root / f"killed-{name}"
+    make, given = (stage.make_task, people_config()) if name == "id-people" else (reader.make_task, reader_config())
+
+    def kill(step, _steps, means):
+        if step == given.loop.steps - 10 and means:
+            raise SystemExit
+
+    with pytest.raises(SystemExit):
+        loop.train(make(given, sources, name), given, folder, "cpu", progress=kill)
+    assert loop.read_checkpoint(folder / loop.CHECKPOINT)["step"] == given.loop.steps - 20
+    loop.train(make(given, sources, name), given, folder, "cpu", resume=True)
+    whole, halves = (loop.read_checkpoint(path / loop.CHECKPOINT) for path in (sources.root / name, folder))
+    assert whole["step"] == halves["step"] == given.loop.steps
+    assert all(torch.equal(value, halves["module"][key]) for key, value in whole["module"].items())
+
+
 @torch.no_grad()
 def test_on_average_over_people_there_is_no_lora(trained, sources):  # noqa: F811
     task = stage.make_task(people_config(), sources, "x")

@@ -127,8 +127,9 @@ def test_a_stage_changes_the_groups_it_names_and_no_others(trained, sources, nam
         assert all(torch.equal(first[key.removeprefix("network.")], value) for key, value in given.items())
 
 
-def test_killed_and_resumed_is_as_if_never_stopped(trained, sources):
-    name, folder = "id-clip", sources.root / "killed"
+@pytest.mark.parametrize("name", STAGES)
+def test_killed_and_resumed_is_as_if_never_stopped(trained, sources, name):
+    folder = sources.root / f"killed-{name}"
 
     def kill(step, _steps, means):
         if step == 30 and means:

@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 HYPERLORA = ("base-lora", "id-clip", "id-embedding")  # the paper's stages
 # stage: its module in hyperlora_core.train and its folder in --out
 STAGES = {
+    "demo-detector": ("demo_face", "detector"),
+    "demo-landmarks": ("demo_face", "landmarks"),
+    "demo-recognition": ("demo_face", "recognition"),
+    "demo-measuring": ("demo_face", "measuring"),
+    "demo-attributes": ("demo_attributes", "attributes"),
     "demo-data": ("data", "data"),
     "demo-faces": ("demo_faces", "data"),
     "demo-vae": ("demo_vae", "vae"),
@@ -120,6 +125,9 @@ def run(arguments: Namespace) -> int:
         print(module.export(sources, name, arguments.export))
         return 0
     config = chosen_config(path, module.Config, arguments)
+    if hasattr(module, "prepare"):  # what a stage draws for itself
+        with _bar(None, "portraits", "person") as bar:
+            module.prepare(config, sources, arguments.workers, following(bar))
     task = module.make_task(config, sources, name)
     return train_with_bar(task, config, arguments.out / name, device, arguments.resume, arguments.stage)
 

@@ -1,4 +1,7 @@
-"""How good a face pack is on held-out people, through InsightFace's own FaceAnalysis."""
+"""How good a face pack is on held-out people, through InsightFace's own FaceAnalysis.
+
+python -m hyperlora_core.demo.measure_face
+"""
 
 import time
 from collections.abc import Callable
@@ -6,8 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ..evaluate.instruments import FACE_MEASURE
+from ..locate import DEMO_FACES
 from ..packages import require
 from .face_crowds import clutter, crowd
+from .models import DEMO_FOLDER
 from .portraits import HELD_OUT, Identity, Portrait, Scene, render
 
 DET_SIZES = (640, 512, 384, 256)
@@ -140,3 +146,7 @@ def table(figures: dict[str, float]) -> str:
     return "\n".join(
         ["| what | measured |", "|---|---|", *(f"| {name} | {value:.4f} |" for name, value in figures.items())]
     )
+
+
+if __name__ == "__main__":
+    print(table(measure(DEMO_FOLDER / DEMO_FACES, DEMO_FOLDER / FACE_MEASURE)))

@@ -1,6 +1,6 @@
 """What a portrait of the drawn world shows besides the person, and what a prompt asks for, in the same words.
 
-A small network (demo/train_attributes.py) reads pictures; captions are read by their vocabulary (demo/portraits/scene.py).
+A small network (train/demo_attributes.py) reads pictures; captions are read by their vocabulary (demo/portraits/scene.py).
 """
 
 import json
@@ -85,7 +85,7 @@ class AttributeReader:
         runtime = require("onnxruntime", "Reading attributes")
         native = require("onnxruntime.capi.onnxruntime_pybind11_state", "Reading attributes")
         path = Path(folder) / FILE
-        remedy = "Train it: python -m hyperlora_core.demo.train_attributes"
+        remedy = "Train it: hyperlora train demo-attributes"
         try:
             options = runtime.SessionOptions()
             options.intra_op_num_threads = 1  # small networks lose by more

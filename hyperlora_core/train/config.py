@@ -34,11 +34,13 @@ class LoopConfig:
     channels_last: bool
     save_every: int  # steps
     sample_every: int
+    # steps at which the rate begins anew, RESTART times as high: each round has its own warm-up and cool-down
+    restarts: tuple[int, ...] | None = None
 
 
 # what a resumed run may change without becoming another run's continuation
 FREE = ("steps", "batch", "accumulation", "rate", "warmup", "cooldown", "ema_decay", "precision", "channels_last",
-        "save_every", "sample_every")  # fmt: skip
+        "save_every", "sample_every", "restarts")  # fmt: skip
 
 
 def config_path(command: str, config: str | None, device: str) -> Path:

@@ -32,6 +32,7 @@ from .curves import draw_curves
 PURPOSE = "Training"
 AUTO = "auto"  # for LoopConfig.precision
 CHECKPOINT, LOSSES, CURVES, SAMPLES = "checkpoint.pt", "losses.csv", "losses.png", "samples"
+RESTART = 0.7  # the rate of a round, in that of the one before
 ROWS_EVERY = 10  # steps whose mean is one row of losses.csv
 
 Progress = Callable[[int, int, dict[str, float]], None]
@@ -103,10 +104,13 @@ def make_accelerator(loop: LoopConfig, device: str) -> Any:
 
 
 def rate_at(loop: LoopConfig, step: int) -> float:
-    """The learning rate of step 0, 1, ...: linear warm-up, level, cosine cool-down over the last steps."""
-    up = min(1.0, (step + 1) / max(1, loop.warmup))
-    left = min(1.0, (loop.steps - step) / max(1, loop.cooldown * loop.steps))
-    return loop.rate * up * 0.5 * (1 - math.cos(math.pi * left))
+    """The learning rate of step 0, 1, ...: linear warm-up, level, cosine cool-down over the last steps of its round."""
+    ends = [0, *(restart for restart in loop.restarts or () if restart < loop.steps), loop.steps]
+    number = sum(end <= step for end in ends[1:-1])
+    begin, end = ends[number : number + 2]
+    up = min(1.0, (step - begin + 1) / max(1, loop.warmup))
+    left = min(1.0, (end - step) / max(1, loop.cooldown * (end - begin)))
+    return loop.rate * RESTART**number * up * 0.5 * (1 - math.cos(math.pi * left))
 
 
 class _Run:
@@ -119,6 +123,7 @@ class _Run:
         if self.loop.channels_last:
             self.module.to(memory_format=torch.channels_last)
         self.trained = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
+        self.statistics = statistics(self.module)
         self.paces, groups = zip(*self._groups(), strict=True)
         optimizer = torch.optim.AdamW(groups, lr=self.loop.rate, betas=(0.9, self.loop.beta2), fused=True)
         self.wrapped, self.optimizer = self.accelerator.prepare(self.module, optimizer)
@@ -228,6 +233,7 @@ class _Run:
             "config": json.dumps(flat(self.config)),
             "step": self.step,
             "module": {name: p.detach() for name, p in self.trained.items()},
+            "statistics": self.statistics,
             "optimizer": self.optimizer.state_dict(),
             "ema": self.ema.state_dict() if self.ema is not None else None,
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None,
@@ -250,6 +256,8 @@ class _Run:
         with torch.no_grad():
             for name, value in state["module"].items():
                 self.trained[name].copy_(value)
+            for name, value in state.get("statistics", {}).items():
+                self.statistics[name].copy_(value)
         self.optimizer.load_state_dict(state["optimizer"])
         self.ema = self._average(state["ema"])
         if self.accelerator.scaler is not None and state["scaler"] is not None:
@@ -287,6 +295,17 @@ class _Run:
                 sheet.save(aside, format="PNG")
 
 
+def statistics(module: nn.Module) -> dict[str, Tensor]:
+    """What the trained layers count without a gradient, by name: a batch norm's means and variances."""
+    layers = [(name, layer) for name, layer in module.named_modules() if isinstance(layer, nn.BatchNorm2d)]
+    return {
+        f"{name}.{key}": value
+        for name, layer in layers
+        if any(p.requires_grad for p in layer.parameters())
+        for key, value in layer.named_buffers()
+    }
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read checkpoint.pt as it is. Raises HyperLoRAError when it isn't there or is damaged."""
     try:
@@ -316,7 +335,7 @@ def load_trained(path: Path, kind: type, build: Callable[[Any], nn.Module]) -> n
     """
     module, given = build(load_trained_config(path, kind)), trained_values(path)
     _check_shapes(given, {name: p for name, p in module.named_parameters() if p.requires_grad}, path)
-    module.load_state_dict(given, strict=False)
+    module.load_state_dict(given | read_checkpoint(path).get("statistics", {}), strict=False)
     return module.eval().requires_grad_(False)
 
 
