@@ -7,6 +7,8 @@ from graphs import demo, nodes_of
 from people import photo_of
 from PIL import Image
 
+from hyperlora_core.cli import main
+
 IDS = {
     "HyperLoRALoadModel", "HyperLoRALoadFaceAnalysis", "HyperLoRADetectFaces", "HyperLoRAEncodeIdentity",
     "HyperLoRASaveIdentity", "HyperLoRALoadIdentity", "HyperLoRABlendIdentities", "HyperLoRAGenerateLoRA",
@@ -36,6 +38,19 @@ def test_two_people_in_turn_leave_nothing_of_each_other(server, anna, ben):
     assert "7" not in again.cached
     assert np.array_equal(again.picture(), fresh)
     assert not np.array_equal(other, fresh)
+
+
+def test_the_template_paints_what_the_demo_command_paints(server, tmp_path):
+    """With the command's seed and steps: host and diffusers are two samplers of one model, and give the same people."""
+    assert main(["demo", "--out", str(tmp_path)]) == 0
+    people = [f"person_{number}" for number in (1, 2, 3)]
+    as_there = {"HyperLoRAApply": {"mode": "guide"}, "KSampler": {"seed": 2, "steps": 20}}
+    for name in people:
+        photo = server.upload(Image.open(tmp_path / "photos" / f"{name}.png"), f"demo_{name}.png")
+        painted = server.run(demo(photo, **as_there)).picture().astype(int)
+        apart = [np.abs(painted - np.asarray(Image.open(tmp_path / n / "portrait.png"))).mean() for n in people]
+        own = apart.pop(people.index(name))
+        assert own < 2 and min(apart) > 5, (name, own, apart)
 
 
 def test_picture_and_weights(server, anna):
