@@ -11,6 +11,7 @@ import comfy.utils
 import torch
 
 from ..hyperlora_core import HyperLoRA, VisionEncoder, load_hyperlora
+from ..hyperlora_core.precision import fast_half
 
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 EIGHT_BIT = "int8"  # the basis; computed in the automatic precision
@@ -44,9 +45,9 @@ class LoadedHyperLoRA:
 
 
 def automatic_precision(device: torch.device) -> torch.dtype:
-    """Half precision where the device multiplies it fast; a CPU doesn't."""
+    """Half precision where the device multiplies it fast; of the CPU's that is measured."""
     if comfy.model_management.is_device_cpu(device):
-        return torch.float32
+        return fast_half(device) or torch.float32
     return torch.float16 if comfy.model_management.should_use_fp16(device) else torch.float32
 
 

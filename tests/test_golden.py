@@ -51,6 +51,35 @@ def test_one_file_equals_the_folder(golden: Path, tmp_path: Path):
         check(again, load_file(golden / "expected.safetensors"), bound=1e-5)
 
 
+@torch.no_grad()
+def test_what_no_photo_changes_is_computed_once(golden: Path, monkeypatch):
+    resampler = load_hyperlora(golden).encoder["resampler"]
+    config, first, calls = resampler.config, resampler.layers[0], []
+    whole = type(first).self_attended
+    monkeypatch.setattr(
+        type(first), "self_attended", lambda block, latents: calls.append(block) or whole(block, latents)
+    )
+    widths = [width for width in (config.condition, config.condition_2) if width is not None]
+    conditions = [torch.randn(2, 3, width) for width in widths]
+
+    def answer():
+        calls.clear()
+        return resampler(*conditions), calls.count(first)
+
+    before, computed = answer()
+    again, recomputed = answer()
+    assert (computed, recomputed) == (1, 0) and torch.equal(before, again)
+    halved = torch.nn.Parameter(first.attn1.to_q.weight * 0.5, requires_grad=False)
+    first.attn1.to_q.weight = halved  # other weights: not what was kept
+    other, computed = answer()
+    assert computed == 1 and not torch.equal(other, before)
+    halved.mul_(2)
+    back, computed = answer()
+    assert computed == 1 and torch.equal(back, before)
+    resampler.requires_grad_(True)  # while they learn, nothing is kept
+    assert answer()[1] == answer()[1] == 1
+
+
 # relative error of the whole chain in half precision, measured at most 0.0020 and 0.015 on these checkpoints
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float16, 0.005), (torch.bfloat16, 0.03)])
 def test_half_precision_is_bounded(golden: Path, dtype, bound):

@@ -10,6 +10,7 @@ from pack_without_host import PACK, our_pack
 from safetensors import safe_open
 from test_bypass import PATHS, Net, lora, merged
 
+from hyperlora_core.precision import fast_half
 from hyperlora_core.similarity import Similarity, mean_similarity
 
 
@@ -17,8 +18,25 @@ from hyperlora_core.similarity import Similarity, mean_similarity
 def nodes():
     """The modules that know the host, loaded without it."""
     with our_pack():
-        names = ("bypass", "hooks", "region", "save", "similarity", "transfer")
+        names = ("bypass", "hooks", "host", "region", "save", "similarity", "transfer")
         return SimpleNamespace(**{name: importlib.import_module(f"{PACK}.nodes.{name}") for name in names})
+
+
+@pytest.mark.parametrize(
+    ("on_cpu", "fast", "wanted"),
+    [
+        (True, True, torch.bfloat16),
+        (True, False, torch.float32),
+        (False, True, torch.float16),
+        (False, False, torch.float32),
+    ],
+)
+def test_automatic_precision_is_what_the_device_is_fast_in(nodes, monkeypatch, on_cpu, fast, wanted):
+    management = SimpleNamespace(is_device_cpu=lambda _device: on_cpu, should_use_fp16=lambda _device: fast)
+    monkeypatch.setattr(nodes.host.comfy, "model_management", management)
+    monkeypatch.setattr("hyperlora_core.precision.cpu_is_fast_in", lambda dtype: fast and dtype == torch.bfloat16)
+    monkeypatch.setattr(nodes.host, "fast_half", fast_half)
+    assert nodes.host.automatic_precision(torch.device("cpu" if on_cpu else "meta")) == wanted
 
 
 @pytest.fixture
