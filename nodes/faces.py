@@ -1,8 +1,10 @@
 """Faces: the pack of networks that finds them, and a look at what it found."""
 
+import numpy as np
 from comfy_api.latest import io
 
 from ..hyperlora_core import FaceAnalyzer, NoFaceError
+from ..hyperlora_core.face.analyzer import Face
 from ..hyperlora_core.face.choice import CHOICES
 from ..hyperlora_core.face.close_up import around, soften
 from ..hyperlora_core.face.draw import annotate, face_mask
@@ -14,6 +16,7 @@ from .types import CATEGORY, FaceAnalysis, Faces
 
 ALL = "all"
 BY_INDEX = "index"
+ERROR, EMPTY = "error", "empty mask"  # what a picture without a face gives
 
 
 def face_inputs(*more: str) -> list:
@@ -39,6 +42,13 @@ def face_inputs(*more: str) -> list:
 
 def chosen_face(face: str, face_index: int) -> str | int:
     return face_index if face == BY_INDEX else face
+
+
+def chosen_faces(analyzer: FaceAnalyzer, photo: np.ndarray, which: str | int, name: str) -> list[Face]:
+    """The faces of a picture that `which` means, at least one. Raises NoFaceError where there is none."""
+    if which == ALL and (found := analyzer.faces(photo)):
+        return found
+    return [analyzer.face(photo, CHOICES[0] if which == ALL else which, name)]
 
 
 class HyperLoRALoadFaceAnalysis(io.ComfyNode):
@@ -92,6 +102,15 @@ class HyperLoRADetectFaces(io.ComfyNode):
                 FaceAnalysis.Input("face_analysis", tooltip="From Load Face Analysis, or another pack's loader."),
                 io.Image.Input("image", tooltip="One picture or a batch."),
                 *face_inputs(ALL),
+                io.Combo.Input(
+                    "without_face",
+                    options=[ERROR, EMPTY],
+                    default=ERROR,
+                    optional=True,
+                    advanced=True,
+                    tooltip="What a picture without a face gives. error: the run stops and says which one. empty mask: a black "
+                    "mask, the picture's middle as close-up, and nothing is added to the count.",
+                ),
             ],
             outputs=[
                 Faces.Output("faces", tooltip="The chosen faces of each picture."),
@@ -107,19 +126,18 @@ class HyperLoRADetectFaces(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, face_analysis, image, face: str, face_index: int = 0) -> io.NodeOutput:
+    def execute(cls, face_analysis, image, face: str, face_index: int = 0, without_face: str = ERROR) -> io.NodeOutput:
         analyzer = FaceAnalyzer(face_analysis)
         photos = read_batch(image, "Picture")
         step = host.progress(len(photos))
         faces, annotated, masks = [], [], []
         for number, photo in enumerate(photos, start=1):
-            if face == ALL:
-                found = analyzer.faces(photo)
-            else:
-                try:
-                    found = [analyzer.face(photo, chosen_face(face, face_index), f"Picture {number}")]
-                except NoFaceError:
-                    found = []  # a picture without faces is an answer here: count 0 and an empty mask
+            try:
+                found = chosen_faces(analyzer, photo, chosen_face(face, face_index), f"Picture {number}")
+            except NoFaceError:
+                if without_face == ERROR:
+                    raise
+                found = []
             faces.append(found)
             annotated.append(annotate(photo, found))
             masks.append(face_mask(photo, found))

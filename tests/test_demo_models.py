@@ -98,7 +98,9 @@ def test_files_are_half_precision_and_small(demo):
 
 def test_all_that_ships_is_under_60_mb():
     files = [path for path in models.DEMO_FOLDER.rglob("*") if path.is_file()]
-    assert sum(path.suffix == ".safetensors" for path in files) >= 9 and sum(path.suffix == ".onnx" for path in files) == 5
+    assert (
+        sum(path.suffix == ".safetensors" for path in files) >= 9 and sum(path.suffix == ".onnx" for path in files) == 5
+    )
     assert sum(path.stat().st_size for path in files) < 60e6
 
 

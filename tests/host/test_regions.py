@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 from bad_inputs import assert_sentence
+from comfyui import RefusedError
 from crowds import SIDE, column, crowd, ids
-from graphs import demo
+from graphs import demo, nodes_of
 from people import photo_of
 from PIL import Image
 from places import FIXTURES
@@ -217,6 +218,7 @@ def fails(server, graph: dict, *words: str) -> None:
         ({"block_weights": "dwon 1"}, ("'dwon'", "down 1, middle 1")),
         ({"block_weights": "down_blocks.0 1"}, ("no layers in down_blocks.0",)),
         ({"block_weights": "up nan"}, ("'up nan'", "no number")),
+        ({"weight": float("nan")}, ("weight",)),
     ],
 )
 def test_bad_values(server, two, halves, more, words):
@@ -224,6 +226,16 @@ def test_bad_values(server, two, halves, more, words):
     graph = demo(two[0])
     graph["7"]["inputs"] |= more
     fails(server, graph, *words)
+
+
+def test_a_region_without_a_person_is_refused(server, two, halves):
+    graph = crowd(two[:1], halves[:1], PROMPTS[:1], width=2 * SIDE)
+    (region,) = nodes_of(graph, "HyperLoRARegion")
+    del graph[region]["inputs"]["id_lora"]
+    with pytest.raises(RefusedError) as refused:
+        server.post("/prompt", {"prompt": graph})
+    (problem,) = refused.value.answer["node_errors"][region]["errors"]
+    assert (problem["type"], problem["extra_info"]["input_name"]) == ("required_input_missing", "id_lora")
 
 
 def test_bad_masks(server, two, halves):

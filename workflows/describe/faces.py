@@ -112,7 +112,7 @@ The green nodes are yours to change:
 3. Press **Run**. **Before** shows the first pass.
 
 **Detect Faces**: the largest face. For another one choose *index* and its number, counted from the left. If no face is
-found the picture stays as it is.
+found, the run stops and says so.
 
 **KSampler: the face again**, *denoise*: 0.5 to begin with. Lower keeps more of the first pass; higher looks more like the
 person, and fits the head less.
@@ -217,7 +217,12 @@ The green nodes are yours to change:
 **KSampler: the face again**, *denoise*: 0.75 to begin with. Lower keeps more of the old face's expression and light,
 higher forgets the old face.
 
-**Detect Faces**: the largest face. For another one choose *index* and its number, counted from the left.
+**Detect Faces**: the largest face. For another one choose *index* and its number, counted from the left. If no face is found,
+the run stops and says so.
+
+**Several people**, each with a face of their own: copy groups 1 (**Load Image** to **Generate LoRA**), 2 (**Apply**, and a prompt
+of their own if they differ), 4 and 5 for each further person. Wire the copy's **Detect Faces** and **Image Composite Masked** to the
+picture that the first one gives, and choose *left* and *right*, or *index*.
 
 *base_weight* is 0 here: the photo's hair and clothes have no place in this picture.
 
