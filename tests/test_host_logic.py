@@ -39,6 +39,21 @@ def test_automatic_precision_is_what_the_device_is_fast_in(nodes, monkeypatch, o
     assert nodes.host.automatic_precision(torch.device("cpu" if on_cpu else "meta")) == wanted
 
 
+def test_with_dynamic_vram_hooks_need_a_loader_that_loads_again(nodes):
+    model = SimpleNamespace(
+        is_dynamic=lambda: True,
+        cached_patcher_init=None,
+        get_non_dynamic_delegate=lambda: "a copy",
+        clone=lambda: "a clone",
+    )
+    with pytest.raises(Exception, match="with dynamic VRAM: use mode bypass"):
+        nodes.hooks.hookable(model)
+    model.cached_patcher_init = "how to load"
+    assert nodes.hooks.hookable(model) == "a copy"
+    model.is_dynamic = lambda: False
+    assert nodes.hooks.hookable(model) == "a clone"
+
+
 @pytest.fixture
 def region(nodes, monkeypatch):
     def set_conds_props(conds, strength, set_cond_area, mask, hooks):

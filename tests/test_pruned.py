@@ -24,6 +24,13 @@ KEPT = {
         "up_blocks.0": {0: (0, 9), 1: (4, 5), 2: (0, 1)},
         "up_blocks.1": {0: (0,), 1: (1,), 2: (0,)},
     },
+    "KOALA-1B": {
+        "down_blocks.1": {0: (0, 1)},
+        "down_blocks.2": {1: (0, 1, 3, 5, 7, 9)},
+        "mid_block": {0: (0, 2, 4, 5, 7, 8)},
+        "up_blocks.0": {0: (0, 1, 2, 3, 4, 5), 1: (2, 3, 5, 6, 8, 9)},
+        "up_blocks.1": {1: (0, 1), 2: (0, 1)},
+    },
     "KOALA-700M": {
         "down_blocks.1": {1: (0, 1)},
         "down_blocks.2": {0: (0, 2, 4, 6, 8)},
@@ -31,6 +38,10 @@ KEPT = {
         "up_blocks.1": {0: (0, 1), 1: (0, 1)},
     },
 }
+
+
+def test_every_layout_is_tried():
+    assert {*KEPT, "SDXL"} == set(LAYOUTS)
 
 
 @pytest.mark.parametrize("name", KEPT)
