@@ -4,7 +4,10 @@ Rebuilt from what is published about them (ids, inputs in their order, settings)
 is given as its kind, its widgets in the editor's order, and where its sockets come from.
 """
 
+import json
 from typing import NamedTuple
+
+from places import FIXTURES
 
 NAME = "sdxl_hyper_id_lora_v1_fidelity"
 TRIGGER = "fcsks fxhks fhyks, "
@@ -74,24 +77,33 @@ CORE = {
     "ControlNetLoader": Kind({}, ["control_net_name"], ["CONTROL_NET"]),
 }
 
-# of other packs, which stay missing where they aren't installed
-STRANGERS = {
-    "InstantIDModelLoader": Kind({}, ["instantid_file"], ["INSTANTID"]),
-    "InstantIDFaceAnalysis": Kind({}, ["provider"], ["FACEANALYSIS"]),
-    "ApplyInstantIDAdvanced": Kind(
-        {"instantid": "INSTANTID", "insightface": "FACEANALYSIS", "control_net": "CONTROL_NET", "image": IMAGE,
-         "model": MODEL, "positive": "CONDITIONING", "negative": "CONDITIONING"},
-        ["ip_weight", "cn_strength", "start_at", "end_at", "noise", "combine_embeds"],
-        [MODEL, "CONDITIONING", "CONDITIONING"],
-    ),
-    "UltralyticsDetectorProvider": Kind({}, ["model_name"], ["BBOX_DETECTOR", "SEGM_DETECTOR"]),
-    "FaceDetailer": Kind(
-        {"image": IMAGE, "model": MODEL, "clip": "CLIP", "vae": "VAE", "positive": "CONDITIONING",
-         "negative": "CONDITIONING", "bbox_detector": "BBOX_DETECTOR"},
-        ["guide_size", "max_size", "seed", "", "steps", "cfg", "sampler_name", "scheduler", "denoise", "bbox_crop_factor"],
-        [IMAGE],
-    ),
-}  # fmt: skip
+OTHERS = ("InstantIDModelLoader", "InstantIDFaceAnalysis", "ApplyInstantIDAdvanced", "UltralyticsDetectorProvider",
+          "FaceDetailer")  # fmt: skip
+PACKS = json.loads((FIXTURES / "peer_nodes.json").read_text(encoding="utf-8"))
+DEFINED = {kind: definition for pack in PACKS for kind, definition in pack["nodes"].items() if kind in OTHERS}
+WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+
+
+def inputs_of(definition: dict) -> dict[str, list]:
+    """A node's inputs in the editor's order: name -> type and options."""
+    groups = definition["input"]
+    return {name: spec for group in ("required", "optional") for name, spec in groups.get(group, {}).items()}
+
+
+def is_widget(spec: list) -> bool:
+    return isinstance(spec[0], list) or spec[0] in WIDGETS
+
+
+def of_another_pack(definition: dict) -> Kind:
+    inputs = inputs_of(definition)
+    widgets = [name for name, spec in inputs.items() if is_widget(spec)]
+    if "seed" in widgets:
+        widgets.insert(widgets.index("seed") + 1, "")
+    return Kind({name: spec[0] for name, spec in inputs.items() if not is_widget(spec)}, widgets, definition["output"])
+
+
+# of other packs, which stay missing where they aren't installed; as they are now
+STRANGERS = {kind: of_another_pack(definition) for kind, definition in DEFINED.items()}
 KINDS = AUTHORS | CORE | STRANGERS
 
 CONFIG = Node(
@@ -103,6 +115,19 @@ UNI_LOADER = Node(
     "HyperLoRAUniLoader",
     ["clip_vit_large_14_processor", "clip_vit_large_14", "clip + arcface", "antelopev2", NAME, "fp16"],
 )
+
+
+def stranger(kind: str, widgets: dict, links: dict[str, str] | None = None) -> Node:
+    """A node of another pack: its own values where none are given."""
+    inputs = inputs_of(DEFINED[kind])
+
+    def value(name: str):
+        if not name:
+            return "randomize"
+        first, options = inputs[name][0], inputs[name][1] if len(inputs[name]) > 1 else {}
+        return widgets.get(name, options.get("default", first[0] if isinstance(first, list) and first else ""))
+
+    return Node(kind, [value(name) for name in STRANGERS[kind].widgets], links or {})
 
 
 def picture(
@@ -162,12 +187,12 @@ def instantid() -> dict[str, Node]:
         {"hyper": UNI_LOADER}
         | uni_chain(0.85)
         | {
-            "instantid": Node("InstantIDModelLoader", ["ip-adapter.bin"]),
-            "analysis": Node("InstantIDFaceAnalysis", ["CPU"]),
+            "instantid": stranger("InstantIDModelLoader", {"instantid_file": "ip-adapter.bin"}),
+            "analysis": stranger("InstantIDFaceAnalysis", {"provider": "CPU"}),
             "control": Node("ControlNetLoader", ["instantid/diffusion_pytorch_model.safetensors"]),
-            "applied": Node(
+            "applied": stranger(
                 "ApplyInstantIDAdvanced",
-                [0.0, 0.6, 0.0, 1.0, 0.0, "average"],
+                {"ip_weight": 0.0, "cn_strength": 0.6},
                 {"instantid": "instantid.0", "insightface": "analysis.0", "control_net": "control.0", "image": "photo.0",
                  "model": "apply_lora.0", "positive": "positive.0", "negative": "negative.0"},
             ),
@@ -183,10 +208,11 @@ def face_detailer() -> dict[str, Node]:
         | uni_chain(0.85)
         | picture("checkpoint.0")
         | {
-            "detector": Node("UltralyticsDetectorProvider", ["bbox/face_yolov8m.pt"]),
-            "detailer": Node(
+            "detector": stranger("UltralyticsDetectorProvider", {"model_name": "bbox/face_yolov8m.pt"}),
+            "detailer": stranger(
                 "FaceDetailer",
-                [896, 896, 7, "randomize", 10, 5.0, "dpmpp_2m", "karras", 0.5, 2.0],
+                {"guide_size": 896, "max_size": 896, "seed": 7, "steps": 10, "cfg": 5.0, "sampler_name": "dpmpp_2m",
+                 "scheduler": "karras", "denoise": 0.5, "bbox_crop_factor": 2.0},
                 {"image": "decode.0", "model": "apply_lora.0", "clip": "clip.0", "vae": "checkpoint.2",
                  "positive": "positive.0", "negative": "negative.0", "bbox_detector": "detector.0"},
             ),
@@ -266,6 +292,8 @@ def graph(name: str) -> dict:
     links = []
     for label, node in nodes.items():
         for position, socket in enumerate(saved[ids[label]]["inputs"]):
+            if socket["name"] not in node.links:  # an optional one
+                continue
             start, slot = node.links[socket["name"]].split(".")
             socket["link"] = len(links) + 1
             links.append([len(links) + 1, ids[start], int(slot), ids[label], position, socket["type"]])

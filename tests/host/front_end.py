@@ -50,6 +50,16 @@ def open_template(page, name: str) -> None:
     )
 
 
+def open_graph(page, graph: dict) -> None:
+    """As a user does who opens a saved file."""
+    page.evaluate("async graph => { await app.loadGraphData(graph) }", graph)
+
+
+def prompt_of(page) -> dict:
+    """What the editor makes of the open graph for /prompt."""
+    return page.evaluate("async () => (await app.graphToPrompt()).output")
+
+
 def keep(page, name: str) -> None:
     if folder := os.environ.get("HYPERLORA_SCREENSHOTS"):
         time.sleep(3)  # pictures and fonts come late

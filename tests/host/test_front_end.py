@@ -8,7 +8,8 @@ import time
 
 import numpy as np
 import pytest
-from front_end import PACK, UNKNOWN, front_end, keep, open_template
+from authors_workflows import STRANGERS, WORKFLOWS, api, graph
+from front_end import PACK, UNKNOWN, front_end, keep, open_graph, open_template, prompt_of
 from people import photo_of
 from PIL import Image
 from places import FIXTURES, ROOT
@@ -63,6 +64,20 @@ def test_a_template_opens_whole(page, name):
         return absent or any(kind in error for kind in of_peers)
 
     assert not [error for error in page.errors if not expected(error)]
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_a_workflow_of_the_authors_pack_opens_as_it_was_saved(page, name):
+    """The editor's format: widgets by their position, which today's nodes must still have."""
+    open_graph(page, graph(name))
+    wanted = api(name)
+    missing = {node["class_type"] for node in wanted.values()} & STRANGERS.keys()
+    assert set(page.evaluate(UNKNOWN)) == missing
+    prompt = prompt_of(page)
+    for number, node in wanted.items():
+        if node["class_type"] not in missing:
+            seen = prompt[number]["inputs"]
+            assert {key: seen.get(key) for key in node["inputs"]} == node["inputs"], node["class_type"]
 
 
 def test_a_person_by_the_mouse(server, browser, tmp_path):

@@ -8,11 +8,12 @@ import json
 import os
 from pathlib import Path
 
+import authors_workflows
 import peer_nodes
 import pytest
 from comfyui import ComfyUI
 from find import find_hosts
-from front_end import UNKNOWN, front_end, keep, open_template
+from front_end import UNKNOWN, front_end, keep, open_graph, open_template, prompt_of
 from people import photo_of
 from places import ROOT
 
@@ -113,8 +114,25 @@ def test_accepted_from_the_graph_editor(server, packs, page, name):
     open_template(page, name)
     assert page.evaluate(UNKNOWN) == []
     keep(page, f"{name}_with_packs")
-    prompt = page.evaluate("async () => (await app.graphToPrompt()).output")
+    prompt = prompt_of(page)
     assert {node["class_type"] for node in prompt.values()} == kinds_of(name)
+    accepted(server, prompt)
+
+
+AUTHORS = {"instantid": "ComfyUI_InstantID", "face_detailer": "ComfyUI-Impact-Pack"}
+
+
+@pytest.mark.parametrize("name", AUTHORS)
+@pytest.mark.parametrize("saved_as", ["graph", "API"])
+def test_the_authors_workflows_with_other_packs(server, packs, page, name, saved_as):
+    """As users of the authors' pack saved them, in both formats, unchanged."""
+    if AUTHORS[name] not in packs:
+        pytest.skip(f"{AUTHORS[name]} isn't installed here")
+    prompt = authors_workflows.api(name)
+    if saved_as == "graph":
+        open_graph(page, authors_workflows.graph(name))
+        assert page.evaluate(UNKNOWN) == []
+        prompt = prompt_of(page)
     accepted(server, prompt)
 
 
