@@ -238,7 +238,7 @@ def test_several_faces_come_from_left_to_right(analysis):
 def test_only_the_chosen_face_is_described(analysis, monkeypatch):
     described = []
     monkeypatch.setattr(
-        FaceAnalyzer, "_describe", lambda self, bgr, detection: described.append(detection) or detection
+        FaceAnalyzer, "_describe", lambda self, bgr, detections: described.extend(detections) or detections
     )
     analysis.face(photo_with((496, 112, 592, 208), (48, 432, 144, 528)), "right")
     assert len(described) == 1
@@ -263,6 +263,29 @@ def test_face_has_unit_length_and_the_right_types(analysis):
     assert face.landmarks.shape == (106, 2) and face.landmarks.dtype == np.float32
     # the spiral's middle is the face's
     assert face.landmarks[0] == pytest.approx((256, 192), abs=12)
+
+
+@pytest.mark.parametrize("several", [True, False])
+def test_several_faces_are_recognised_in_one_pass(face_pack, tmp_path, monkeypatch, several):
+    """Where the network says that it takes several; else one after the other, with the same result."""
+    folder = copy_pack(face_pack, tmp_path / "pack", "glintr100.onnx")
+    make_recognition(folder / "glintr100.onnx", several=several)
+    loaded, passes = FaceAnalyzer.load(folder, "cpu"), []
+    recognition = loaded.app.models["recognition"]
+    once = recognition.get_feat
+    monkeypatch.setattr(recognition, "get_feat", lambda faces: passes.append(len(faces)) or once(faces))
+    photo = photo_with((496, 112, 592, 208), (48, 432, 144, 528), (48, 112, 144, 208))
+    photo[130:150, 500:560], photo[460:480, 60:90] = (90, 200, 10), (10, 255, 90)
+    found = loaded.faces(photo)
+    assert passes == ([3] if several else [1, 1, 1])
+    for number, face in enumerate(found):
+        alone = loaded.face(photo, number)
+        theirs = recognition.get(np.ascontiguousarray(photo[..., ::-1]), SimpleNamespace(kps=face.keypoints))
+        assert face.embedding @ alone.embedding == pytest.approx(1, abs=1e-5)
+        assert face.embedding @ theirs / np.linalg.norm(theirs) == pytest.approx(1, abs=1e-5), (
+            "insightface's own answer"
+        )
+    assert found[0].embedding @ found[2].embedding < 0.999
 
 
 def test_red_and_blue_are_not_confused(analysis):

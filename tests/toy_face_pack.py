@@ -91,14 +91,14 @@ def make_landmarks(path, points=106, coordinates=2):
     save(path, nodes, weights, {"image": ["None", 3, 192, 192]}, {"points": [1, width]})
 
 
-def make_recognition(path, width=512, old=False, scale=1.0):
+def make_recognition(path, width=512, old=False, scale=1.0, several=False):
     nodes = [
         helper.make_node("AveragePool", ["image"], ["small"], kernel_shape=[16, 16], strides=[16, 16]),
         helper.make_node("Flatten", ["small"], ["flat"]),
         helper.make_node("MatMul", ["flat", "weight"], ["embedding"]),
     ]
     weight = np.random.default_rng(0).normal(size=(147, width)).astype(np.float32) * np.float32(scale)
-    shapes = {"image": ["None", 3, 112, 112]}, {"embedding": [1, width]}
+    shapes = {"image": ["None", 3, 112, 112]}, {"embedding": ["None" if several else 1, width]}
     save(path, nodes, {"weight": weight}, *shapes, ir_version=3 if old else 8, weights_as_inputs=old)
 
 

@@ -117,7 +117,7 @@ class FaceAnalyzer:
 
     def describe(self, photo: np.ndarray, detection: Detection) -> Face:
         """Landmarks and embedding of one detected face. Raises HyperLoRAError when they come out unusable."""
-        return self._describe(_bgr(photo), detection)
+        return self._describe(_bgr(photo), [detection])[0]
 
     def face(self, photo: np.ndarray, which: str | int = "largest", name: str = "the photo") -> Face:
         """The face that `which` means (see `choose_face`). `name` is what errors call the photo.
@@ -139,7 +139,7 @@ class FaceAnalyzer:
     def faces(self, photo: np.ndarray) -> list[Face]:
         """All faces of a photo, from left to right."""
         bgr = _bgr(photo)
-        return [self._describe(bgr, detection) for detection in self._detect(bgr, DETECTION_SIZES)]
+        return self._describe(bgr, self._detect(bgr, DETECTION_SIZES))
 
     def _detect(self, bgr: np.ndarray, wanted: Sequence[int]) -> list[Detection]:
         height, width = bgr.shape[:2]
@@ -169,26 +169,37 @@ class FaceAnalyzer:
             return [(width, height)]
         return [(size, size) for size in wanted]
 
-    def _describe(self, bgr: np.ndarray, detection: Detection) -> Face:
-        record = require("insightface.app.common", "Describing faces").Face(
-            bbox=detection.box, kps=detection.keypoints, det_score=detection.score
-        )
-        landmarks = self.app.models[LANDMARKS].get(bgr, record)
+    def _describe(self, bgr: np.ndarray, detections: Sequence[Detection]) -> list[Face]:
+        if not detections:
+            return []
+        record = require("insightface.app.common", "Describing faces").Face
+        align = require("insightface.utils.face_align", "Describing faces").norm_crop
+        network, side = self.app.models[LANDMARKS], self.app.models[RECOGNITION].input_size[0]
+        landmarks = [network.get(bgr, record(bbox=d.box, kps=d.keypoints, det_score=d.score)) for d in detections]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # insightface's own, of scikit-image, at every face
-            embedding = np.asarray(self.app.models[RECOGNITION].get(bgr, record), dtype=np.float32).ravel()
-        if embedding.size != EMBEDDING_SIZE:
+            aligned = [align(bgr, landmark=d.keypoints, image_size=side) for d in detections]
+        embeddings = self._embed(aligned)  # (n, 512)
+        if embeddings.shape[1:] != (EMBEDDING_SIZE,):
             raise HyperLoRAError(
-                f"The recognition network {self.recognition_name} gives {embedding.size} numbers per face instead of "
+                f"The recognition network {self.recognition_name} gives {embeddings[0].size} numbers per face instead of "
                 f"{EMBEDDING_SIZE}. {REMEDY}"
             )
-        length = float(np.linalg.norm(embedding))
-        if not np.isfinite(length) or length == 0 or not np.isfinite(landmarks).all():
+        lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
+        if not (np.isfinite(lengths).all() and lengths.all() and np.isfinite(landmarks).all()):
             raise HyperLoRAError(
                 f"The face networks ({self.recognition_name} and others) gave no usable numbers for a face: "
                 'load the face pack with the provider "cpu", or download it again.'
             )
-        return Face(*detection, landmarks.astype(np.float32), embedding / length)
+        described = zip(detections, landmarks, embeddings / lengths, strict=True)
+        return [Face(*detection, points.astype(np.float32), embedding) for detection, points, embedding in described]
+
+    def _embed(self, aligned: list[np.ndarray]) -> np.ndarray:
+        """Aligned faces uint8 [side, side, 3] BGR -> float32 [n, c]: in one pass, where the network says that it takes several."""
+        network = self.app.models[RECOGNITION]
+        if isinstance(network.input_shape[0], int) or isinstance(network.output_shape[0], int):
+            return np.concatenate([network.get_feat([face]) for face in aligned]).astype(np.float32)
+        return np.asarray(network.get_feat(aligned), dtype=np.float32)
 
 
 def _bgr(photo: np.ndarray) -> np.ndarray:
