@@ -45,6 +45,11 @@ def test_only_three_networks_are_built(face_pack, monkeypatch):
     assert loaded.recognition_name == "glintr100"
 
 
+def test_idle_threads_leave_the_processor_to_others(analysis):
+    for network in analysis.app.models.values():
+        assert network.session.get_session_options().get_session_config_entry(analyzer.SPINNING) == "0"
+
+
 def test_links_live_as_long_as_the_app(face_pack):
     loaded = FaceAnalyzer.load(face_pack, "cpu")
     folder = os.path.dirname(loaded.app.models["detection"].model_file)

@@ -23,6 +23,7 @@ from .providers import check_session, choose_providers
 
 DETECTION_SIZES = (640, 512, 384, 256)  # smaller ones find faces that are too large for the first
 EMBEDDING_SIZE = 512
+SPINNING = "session.intra_op.allow_spinning"
 
 
 class Detection(NamedTuple):
@@ -83,6 +84,7 @@ class FaceAnalyzer:
         if providers[0] != "CoreMLExecutionProvider":
             # insightface 2 would build another copy of the detector for each size, which only CoreML gains from
             options["static_shape_sessions"] = False
+            options["sess_options"] = _without_spinning()
         view = _linked(networks)
         try:
             # insightface 0.7 prints what it finds, which would stand in the middle of a command's output
@@ -200,6 +202,16 @@ class FaceAnalyzer:
         if isinstance(network.input_shape[0], int) or isinstance(network.output_shape[0], int):
             return np.concatenate([network.get_feat([face]) for face in aligned]).astype(np.float32)
         return np.asarray(network.get_feat(aligned), dtype=np.float32)
+
+
+def _without_spinning() -> Any:
+    """onnxruntime's SessionOptions whose threads sleep when they have nothing to do.
+
+    By default they go on looking for work after each call, and so take the processor from the next network, which runs at once.
+    """
+    options = require("onnxruntime", "Finding faces").SessionOptions()
+    options.add_session_config_entry(SPINNING, "0")
+    return options
 
 
 def _bgr(photo: np.ndarray) -> np.ndarray:
