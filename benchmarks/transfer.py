@@ -21,9 +21,11 @@ from tqdm import tqdm, trange
 
 from hyperlora_core import merge_branches, open_encoder
 from hyperlora_core.base_layers import TensorLayers
+from hyperlora_core.evaluate.grid import Cell, draw_grid
 from hyperlora_core.evaluate.instruments import MeasuringNetwork
 from hyperlora_core.evaluate.people import drawn_people
 from hyperlora_core.evaluate.protocol import SCENES, load_protocol
+from hyperlora_core.files import written_aside
 from hyperlora_core.locate import demo_folder
 from hyperlora_core.lora import LoRA, attention_path, pairs
 from hyperlora_core.pipeline import load_pipeline, render
@@ -39,6 +41,7 @@ NONE, UNMOVED = "without LoRA", "unmoved"
 SHARES = (0.25, 0.5, 0.75, 1.0)
 # stacks of attentions that stay, by level; they move up in this order
 KEPT = {"down_blocks.2": (1,), "mid_block": (), "up_blocks.0": (1, 2)}
+SHEET_PEOPLE = 6
 TEACHING_SEED = 77  # of the people on whom the pruned model is taught; the measured ones have the protocol's
 
 
@@ -107,6 +110,9 @@ def main() -> int:
     parser.add_argument("--threshold", type=float, default=0.5)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--cfg", type=float, default=3.0)
+    parser.add_argument(
+        "--out", type=Path, default=Path("outputs/transfer"), metavar="FOLDER", help="sheets (default: %(default)s)"
+    )
     arguments = parser.parse_args()
 
     protocol = load_protocol()
@@ -127,6 +133,7 @@ def main() -> int:
     bridges = {(name, share): Bridge(share) for name in unets for share in SHARES}
     ways = (NONE, UNMOVED, *SHARES)
     similarity: dict = {(name, way): [] for name in unets for way in ways}
+    rows: dict[str, list] = {name: [] for name in unets}
     moved_to: dict = {}
 
     for person in tqdm(people, desc="people"):
@@ -142,6 +149,7 @@ def main() -> int:
             continue
         for name, unet in unets.items():
             pipeline.unet = unet
+            cells = [Cell(person.photos[0], ["photo"])]
             for way in ways:
                 if way == NONE:
                     used: LoRA = {}
@@ -154,8 +162,12 @@ def main() -> int:
                     for number in range(arguments.pictures):
                         prompt = with_trigger(person.prompts[SCENES][number])
                         options = {"steps": arguments.steps, "cfg": arguments.cfg, "seed": person.noise[number]}
-                        found = measuring.embed(np.asarray(render(pipeline, prompt, **options)))
+                        picture = np.asarray(render(pipeline, prompt, **options))
+                        found = measuring.embed(picture)
                         similarity[name, way].append(0.0 if found is None else float(found @ gallery))
+                        if number == 0:
+                            cells.append(Cell(picture, [f"{similarity[name, way][-1]:.2f}"]))
+            rows[name].append(("", cells))
 
     print("| target | way | similarity (cosine) | layers moved | of a layer's change kept |\n|---|---|---|---|---|")
     fine = True
@@ -172,6 +184,10 @@ def main() -> int:
         fine &= name == SAME or means[DIRECTIONS] >= means[UNMOVED]
     for name in unets:
         print(f"\n{name}: {moved_to[name, DIRECTIONS].summary}")
+    heads = ["photo", *(way if isinstance(way, str) else f"moved, {way}" for way in ways)]
+    for name in unets:
+        with written_aside(arguments.out / f"{name.replace(' ', '_')}.png") as aside:
+            draw_grid(heads, rows[name][:SHEET_PEOPLE]).save(aside, format="PNG")
     return 0 if fine else 1
 
 

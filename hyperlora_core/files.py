@@ -1,6 +1,7 @@
 """Files appear whole or not at all; and the endings of those that are photos."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -44,6 +45,26 @@ def written_aside(path: str | Path) -> Iterator[Path]:
         ) from error
     finally:
         aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_aside(folder: Path) -> Iterator[Path]:
+    """Yield a new folder beside `folder`; renamed to `folder` when the block ends well, removed when it doesn't.
+
+    Where another process was first, its folder stays.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=ASIDE, dir=folder.parent))
+    try:
+        yield aside
+        aside.chmod(0o777 & ~_umask())  # mkdtemp makes folders private
+        try:
+            aside.rename(folder)
+        except OSError:
+            if not folder.exists():
+                raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def remove_leftovers(folder: Path, names: str) -> None:

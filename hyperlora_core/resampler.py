@@ -5,6 +5,7 @@ Every size is read off a checkpoint's tensors; only the head size is a constant 
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
@@ -107,6 +108,19 @@ class Block(nn.Module):
         return latents + self.ff(self.norm_ff(latents))
 
 
+class _Kept(NamedTuple):
+    """A result, and what it was computed from."""
+
+    of: tuple
+    versions: list[tuple[Tensor, int | None]]
+    value: Tensor
+
+    def holds(self, of: tuple, versions: list[tuple[Tensor, int | None]]) -> bool:
+        """Whether it would come out the same."""
+        same = (now is then and new == old for (now, new), (then, old) in zip(versions, self.versions, strict=True))
+        return self.of == of and all(same)
+
+
 class Resampler(nn.Module):
     def __init__(self, config: ResamplerConfig, operations=nn, **factory):
         super().__init__()
@@ -117,7 +131,7 @@ class Resampler(nn.Module):
             self.proj_in_2 = operations.Linear(config.condition_2, config.width, **factory)
         self.layers = nn.ModuleList(Block(config, operations, **factory) for _ in range(config.depth))
         self.proj_out = operations.Linear(config.width, config.out, **factory)
-        self._kept: tuple[tuple, Tensor] | None = None  # see _begun
+        self._kept: _Kept | None = None  # see _begun
 
     def forward(self, condition: Tensor | None, condition_2: Tensor | None = None) -> Tensor:
         """condition [n, t, c], condition_2 [n, t2, c2] where the checkpoint has two -> [n, 8 * modules, K], not normed.
@@ -142,15 +156,13 @@ class Resampler(nn.Module):
         weights = [self.latents, *first.norm_attn1.parameters(), *first.attn1.parameters()]
         if any(weight.requires_grad for weight in weights):
             return first.self_attended(self.latents.to(like))
-        of = (
-            like.device,
-            like.dtype,
-            *((id(weight), 0 if weight.is_inference() else weight._version) for weight in weights),
-        )
-        if self._kept is None or self._kept[0] != of:
+        of = like.device, like.dtype, torch.is_autocast_enabled(like.device.type)
+        # the weights themselves, not their addresses, which others may get; an inference tensor counts no versions, and can't change
+        versions = [(weight, None if weight.is_inference() else weight._version) for weight in weights]
+        if self._kept is None or not self._kept.holds(of, versions):
             with torch.no_grad():
-                self._kept = of, first.self_attended(self.latents.to(like)).cpu()
-        return self._kept[1].to(like)
+                self._kept = _Kept(of, versions, first.self_attended(self.latents.to(like)).cpu())
+        return self._kept.value.to(like)
 
 
 class IDProjector(nn.Sequential):

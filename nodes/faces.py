@@ -46,9 +46,9 @@ def chosen_face(face: str, face_index: int) -> str | int:
 
 def chosen_faces(analyzer: FaceAnalyzer, photo: np.ndarray, which: str | int, name: str) -> list[Face]:
     """The faces of a picture that `which` means, at least one. Raises NoFaceError where there is none."""
-    if which == ALL and (found := analyzer.faces(photo)):
-        return found
-    return [analyzer.face(photo, CHOICES[0] if which == ALL else which, name)]
+    if which != ALL:
+        return [analyzer.face(photo, which, name)]
+    return analyzer.faces(photo) or [analyzer.choose(photo, [], CHOICES[0], name)]  # which tells that there is none
 
 
 class HyperLoRALoadFaceAnalysis(io.ComfyNode):
@@ -134,9 +134,9 @@ class HyperLoRADetectFaces(io.ComfyNode):
         for number, photo in enumerate(photos, start=1):
             try:
                 found = chosen_faces(analyzer, photo, chosen_face(face, face_index), f"Picture {number}")
-            except NoFaceError:
+            except NoFaceError as error:
                 if without_face == ERROR:
-                    raise
+                    raise NoFaceError(f"{error} Or set without_face to {EMPTY!r}.") from error
                 found = []
             faces.append(found)
             annotated.append(annotate(photo, found))

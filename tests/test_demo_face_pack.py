@@ -24,7 +24,7 @@ from hyperlora_core.demo.face_data import ARCFACE_POINTS, aligned, load_cache, m
 from hyperlora_core.demo.face_networks import ANCHOR_SIZES, STRIDES, Detector
 from hyperlora_core.demo.measure_face import analyzer, identification, matches
 from hyperlora_core.errors import HyperLoRAError
-from hyperlora_core.train import loop
+from hyperlora_core.train import demo_face, loop
 from hyperlora_core.train.config import config_path, load_config
 from hyperlora_core.train.demo_face import write_onnx
 from hyperlora_core.train.loop import CHECKPOINT, CURVES, read_checkpoint
@@ -241,8 +241,33 @@ def test_held_out_people_are_refused(tmp_path):
         make_cache(tmp_path, range(HELD_OUT.start, HELD_OUT.start + 1), 1)
 
 
-def test_an_unknown_network_is_told(tmp_path, capsys):
+def test_another_networks_config_is_told(tmp_path, capsys):
+    """Else its training would end in the other's folder, and its export in the other's file."""
+    assert main(["train", "demo-landmarks", "--config", tiny("demo-detector", tmp_path), "--out", str(tmp_path)]) == 2
+    assert "is a config of demo-detector, not of demo-landmarks" in capsys.readouterr().err
+
+
+def test_faces_are_drawn_whole_or_not_at_all(tmp_path):
+    folder, people = tmp_path / "faces", range(2)
+
+    def stop(done, _total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_cache(folder, people, 2, 1, stop)
+    assert not list(tmp_path.iterdir())
+
+    def another_is_first(done, total):
+        if done == total:
+            make_cache(folder, people, 2, 1)
+
+    make_cache(folder, people, 2, 1, another_is_first)
+    assert list(tmp_path.iterdir()) == [folder] and load_cache(folder)["aligned"].any((1, 2, 3)).all()
+
+
+def test_an_unknown_network_is_told(tmp_path):
     text = Path(tiny("demo-landmarks", tmp_path)).read_text().replace('"landmarks"', '"nose"')
     (tmp_path / "nose.toml").write_text(text)
-    assert main(["train", "demo-landmarks", "--config", str(tmp_path / "nose.toml"), "--out", str(tmp_path)]) == 2
-    assert "faces.network is 'nose'. Known: detector" in capsys.readouterr().err
+    given = load_config(tmp_path / "nose.toml", demo_face.Config)
+    with pytest.raises(HyperLoRAError, match=r"faces\.network is 'nose'\. Known: detector"):
+        demo_face.prepare(given, Sources(tmp_path, tmp_path, tmp_path, tmp_path))

@@ -165,6 +165,12 @@ def test_rate_rises_holds_and_falls():
     assert rates[69] > rates[80] > rates[90] > rates[99] > 0
 
 
+@pytest.mark.parametrize("restarts", [(20, 10), (0, 10), (10, 10)])
+def test_rounds_out_of_order_are_refused(tmp_path, restarts):
+    with pytest.raises(HyperLoRAError, match="must be steps above 0 that rise"):
+        run(tmp_path, restarts=restarts)
+
+
 def test_each_round_rises_and_falls():
     given = dataclasses.replace(LOOP, steps=300, warmup=10, restarts=(100, 900))  # the second lies behind the end
     rates = [loop.rate_at(given, step) for step in range(300)]

@@ -52,9 +52,14 @@ def launch(sources, tmp_path_factory):  # noqa: F811
     return start
 
 
-def test_two_processes_make_one_training(launch, sources):  # noqa: F811
-    done, killed = launch("base-lora", sources.root / "base-lora"), launch("base-lora", sources.root / "killed", 4)
+@pytest.fixture(scope="module")
+def base(launch, sources):  # noqa: F811
+    done = launch("base-lora", sources.root / "base-lora")
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_two_processes_make_one_training(launch, sources, base):  # noqa: F811
+    killed = launch("base-lora", sources.root / "killed", 4)
     assert killed.returncode != 0
     whole, begun = (loop.read_checkpoint(sources.root / name / loop.CHECKPOINT) for name in ("base-lora", "killed"))
     assert (whole["step"], begun["step"]) == (6, 3)  # nothing was saved of the step at which the processes died
@@ -79,7 +84,7 @@ def loss_of_the_first_step(task, process):
     return float(task.module(**task.batch(draw))["reconstruct"])
 
 
-def test_the_papers_last_stage_in_two_processes(launch, sources):  # noqa: F811
+def test_the_papers_last_stage_in_two_processes(launch, sources, base):  # noqa: F811
     """Scenarios differ between processes, and so do the parts of the network that have a gradient."""
     for name in ("id-clip", "id-embedding"):
         done = launch(name, sources.root / name)

@@ -125,6 +125,10 @@ def run(arguments: Namespace) -> int:
         print(module.export(sources, name, arguments.export))
         return 0
     config = chosen_config(path, module.Config, arguments)
+    if module_name == "demo_face" and f"demo-{config.faces.network}" != arguments.stage:
+        raise HyperLoRAError(
+            f"{path} is a config of demo-{config.faces.network}, not of {arguments.stage}: take that one's."
+        )
     if hasattr(module, "prepare"):  # what a stage draws for itself
         with _bar(None, "portraits", "person") as bar:
             module.prepare(config, sources, arguments.workers, following(bar))

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ..files import folder_aside
 from .portraits import Identity, Portrait, Scene, render, training_identity
 
 # where the five points go in a 112 x 112 crop: ArcFace's alignment (arXiv 1801.07698), as InsightFace applies it
@@ -76,30 +77,28 @@ def face_scene(rng: np.random.Generator) -> Scene:
 def make_cache(
     folder: Path, people: range, scenes: int, workers: int = 2, progress: Callable[[int, int], None] | None = None
 ) -> Path:
-    """Draw `scenes` portraits of each of `people` into `folder`, unless it is complete already; returns `folder`.
+    """Draw `scenes` portraits of each of `people` into `folder`, unless it is there already; returns `folder`.
 
-    `progress(done, total)` is told of every person; an exception that it raises stops the work.
+    `progress(done, total)` is told of every person; an exception that it raises stops the work, and nothing stays of it.
     Raises HyperLoRAError when `people` reaches into the held-out identities.
     """
-    done_mark = folder / "complete"
-    if done_mark.exists():
+    if folder.exists():
         return folder
     training_identity(people[0]), training_identity(people[-1])
-    folder.mkdir(parents=True, exist_ok=True)
     n = len(people) * scenes
-    for name, (shape, dtype) in SHAPES.items():
-        np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, (n, *shape))
-    with ProcessPoolExecutor(workers) as pool:
-        jobs = [pool.submit(_draw_person, folder, seed, i * scenes, scenes) for i, seed in enumerate(people)]
-        try:
-            for done, job in enumerate(as_completed(jobs), 1):
-                job.result()
-                if progress:
-                    progress(done, len(people))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    done_mark.touch()
+    with folder_aside(folder) as aside:  # several networks, and processes, learn from one folder
+        for name, (shape, dtype) in SHAPES.items():
+            np.lib.format.open_memmap(aside / f"{name}.npy", "w+", dtype, (n, *shape))
+        with ProcessPoolExecutor(workers) as pool:
+            jobs = [pool.submit(_draw_person, aside, seed, i * scenes, scenes) for i, seed in enumerate(people)]
+            try:
+                for done, job in enumerate(as_completed(jobs), 1):
+                    job.result()
+                    if progress:
+                        progress(done, len(people))
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
     return folder
 
 

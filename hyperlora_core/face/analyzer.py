@@ -197,17 +197,20 @@ class FaceAnalyzer:
         return [Face(*detection, points.astype(np.float32), embedding) for detection, points, embedding in described]
 
     def _embed(self, aligned: list[np.ndarray]) -> np.ndarray:
-        """Aligned faces uint8 [side, side, 3] BGR -> float32 [n, c]: in one pass, where the network says that it takes several."""
+        """Aligned faces uint8 [side, side, 3] BGR -> float32 [n, c]: in one pass where the network says that it takes and gives
+        several, as not all published ones do."""
         network = self.app.models[RECOGNITION]
-        if isinstance(network.input_shape[0], int) or isinstance(network.output_shape[0], int):
-            return np.concatenate([network.get_feat([face]) for face in aligned]).astype(np.float32)
-        return np.asarray(network.get_feat(aligned), dtype=np.float32)
+        alone = isinstance(network.input_shape[0], int) or isinstance(network.output_shape[0], int)
+        parts = [[face] for face in aligned] if alone else [aligned]
+        answers = [np.asarray(network.get_feat(part), np.float32) for part in parts]
+        return np.concatenate(answers).reshape(len(aligned), -1)
 
 
 def _without_spinning() -> Any:
     """onnxruntime's SessionOptions whose threads sleep when they have nothing to do.
 
     By default they go on looking for work after each call, and so take the processor from the next network, which runs at once.
+    insightface 0.7 passes no such options on.
     """
     options = require("onnxruntime", "Finding faces").SessionOptions()
     options.add_session_config_entry(SPINNING, "0")

@@ -40,7 +40,7 @@ class LoopConfig:
 
 # what a resumed run may change without becoming another run's continuation
 FREE = ("steps", "batch", "accumulation", "rate", "warmup", "cooldown", "ema_decay", "precision", "channels_last",
-        "save_every", "sample_every", "restarts")  # fmt: skip
+        "save_every", "sample_every")  # fmt: skip
 
 
 def config_path(command: str, config: str | None, device: str) -> Path:

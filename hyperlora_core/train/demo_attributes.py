@@ -18,7 +18,7 @@ from .. import packages
 from ..demo.attribute_network import AttributeNetwork
 from ..evaluate.attributes import ATTRIBUTES, FILE, METADATA, SIZE, shown
 from ..evaluate.instruments import ATTRIBUTE_MEASURE
-from ..files import written_aside
+from ..files import folder_aside, written_aside
 from .config import LoopConfig
 from .data import Data, DataConfig, draw_data
 from .demo_face import OPSET
@@ -121,9 +121,13 @@ class AttributesTask:
 def prepare(
     config: Config, sources: Sources, workers: int = 1, progress: Callable[[int, int], None] | None = None
 ) -> Path:
-    """Draw the portraits that aren't there yet; returns their folder. `progress(people done, people)` may raise to stop."""
+    """Draw the portraits, unless they are there; returns their folder. `progress(people done, people)` may raise to stop."""
     folder = sources.root / "attributes_data"
-    draw_data(folder, config.data, workers, progress)
+    if folder.exists():
+        draw_data(folder, config.data, workers, progress)  # which tells of a folder that holds others
+    else:
+        with folder_aside(folder) as aside:
+            draw_data(aside, config.data, workers, progress)
     return folder
 
 

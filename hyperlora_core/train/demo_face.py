@@ -230,7 +230,7 @@ def make_module(config: Config) -> nn.Module:
 def prepare(
     config: Config, sources: Sources, workers: int = 1, progress: Callable[[int, int], None] | None = None
 ) -> Path:
-    """Draw the faces that aren't there yet; returns their folder. `progress(people done, people)` may raise to stop."""
+    """Draw the faces, unless they are there; returns their folder. `progress(people done, people)` may raise to stop."""
     faces = config.faces
     if faces.network not in FILES:
         raise HyperLoRAError(f"faces.network is {faces.network!r}. Known: {', '.join(FILES)}.")

@@ -116,6 +116,9 @@ def rate_at(loop: LoopConfig, step: int) -> float:
 class _Run:
     def __init__(self, task: Task, config: Config, folder: Path, device: str, resume: bool):
         packages.require("matplotlib", "Drawing the loss curves")
+        restarts = config.loop.restarts or ()
+        if list(restarts) != sorted({*restarts}) or (restarts and restarts[0] < 1):
+            raise HyperLoRAError(f"restarts is {list(restarts)}, but must be steps above 0 that rise: order them.")
         self.task, self.config, self.loop, self.folder = task, config, config.loop, folder
         self.checkpoint = folder / CHECKPOINT
         self.accelerator = make_accelerator(self.loop, device)
