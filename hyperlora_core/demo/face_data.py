@@ -82,9 +82,9 @@ def make_cache(
     `progress(done, total)` is told of every person; an exception that it raises stops the work, and nothing stays of it.
     Raises HyperLoRAError when `people` reaches into the held-out identities.
     """
+    training_identity(people[0]), training_identity(people[-1])
     if folder.exists():
         return folder
-    training_identity(people[0]), training_identity(people[-1])
     n = len(people) * scenes
     with folder_aside(folder) as aside:  # several networks, and processes, learn from one folder
         for name, (shape, dtype) in SHAPES.items():
