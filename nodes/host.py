@@ -47,7 +47,7 @@ class LoadedHyperLoRA:
 def automatic_precision(device: torch.device) -> torch.dtype:
     """Half precision where the device multiplies it fast; of the CPU's that is measured."""
     if comfy.model_management.is_device_cpu(device):
-        return fast_half(device) or torch.float32
+        return fast_half("cpu") or torch.float32
     return torch.float16 if comfy.model_management.should_use_fp16(device) else torch.float32
 
 
