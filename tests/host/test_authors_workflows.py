@@ -59,8 +59,7 @@ def test_signatures(server):
 
 @pytest.mark.parametrize(("name", "weight"), [("text_to_image", 0.9), ("uni", 0.85)])
 def test_same_picture_as_ours(server, photos, name, weight):
-    chain = {"HyperLoRALoadModel": {"precision": "fp32"}, "HyperLoRAApply": {"weight": weight, "base_weight": 0}}
-    ours = demo(photos["photo.png"], **chain, KSampler=SAMPLER)
+    ours = demo(photos["photo.png"], HyperLoRAApply={"weight": weight, "base_weight": 0}, KSampler=SAMPLER)
     theirs = server.run(on_demo(name, photos))
     (save,) = (number for number, node in on_demo(name, photos).items() if node["class_type"] == "SaveImage")
     assert np.array_equal(theirs.picture(save), server.run(ours).picture())

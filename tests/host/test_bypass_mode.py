@@ -36,8 +36,7 @@ def test_in_process(host, name):
 
 
 def paint(server, photo: str, mode: str) -> np.ndarray:
-    graph = demo(photo, HyperLoRAApply={"mode": mode}, HyperLoRALoadModel={"precision": "fp32"})
-    return server.run(graph).picture().astype(int)
+    return server.run(demo(photo, HyperLoRAApply={"mode": mode})).picture().astype(int)
 
 
 def paint_plain(server, photo: str, seed: int) -> np.ndarray:
