@@ -1,6 +1,8 @@
 """Every real ComfyUI on this machine that tests can run against. Standard library only: used before anything is installed."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 PACK = Path(__file__).resolve().parents[2]
@@ -13,3 +15,14 @@ def find_hosts() -> list[Path]:
     usual = sorted((Path.home() / "comfy").glob("ComfyUI*"))
     hosts = named or [*around, *usual]
     return [host for host in dict.fromkeys(hosts) if (host / "main.py").is_file() and (host / "comfy").is_dir()]
+
+
+def run_in(host: Path, script: str) -> subprocess.CompletedProcess:
+    """Run Python source beside the host's modules; its first argument is the pack's folder."""
+    return subprocess.run(
+        [sys.executable, "-c", script, str(PACK)],
+        capture_output=True,
+        text=True,
+        cwd=host,
+        env=os.environ | {"PYTHONPATH": str(host)},
+    )

@@ -1,12 +1,7 @@
 """The norm-keeping patch in the host's own weight calculation, without a server."""
 
-import os
-import subprocess
-import sys
-
 import pytest
-from find import find_hosts
-from places import ROOT
+from find import find_hosts, run_in
 
 PATCH = """
 import sys, types
@@ -42,11 +37,5 @@ print("kept")
 
 @pytest.mark.parametrize("host", find_hosts(), ids=lambda host: host.name)
 def test_patch(host):
-    result = subprocess.run(
-        [sys.executable, "-c", PATCH, str(ROOT)],
-        capture_output=True,
-        text=True,
-        cwd=host,
-        env=os.environ | {"PYTHONPATH": str(host)},
-    )
+    result = run_in(host, PATCH)
     assert result.stdout.strip().endswith("kept"), result.stderr[-3000:]

@@ -1,12 +1,7 @@
 """Our models in the host's hands: brought when they are used, let go when the host wants the room, and then gone."""
 
-import os
-import subprocess
-import sys
-
 import pytest
-from find import find_hosts
-from places import ROOT
+from find import find_hosts, run_in
 
 LIFE = """
 import gc, importlib.util, sys, weakref
@@ -54,11 +49,5 @@ print("gone")
 
 @pytest.mark.parametrize("host", find_hosts(), ids=lambda host: host.name)
 def test_they_come_and_go(host):
-    result = subprocess.run(
-        [sys.executable, "-c", LIFE, str(ROOT)],
-        capture_output=True,
-        text=True,
-        cwd=host,
-        env=os.environ | {"PYTHONPATH": str(host)},
-    )
+    result = run_in(host, LIFE)
     assert result.stdout.strip().endswith("gone"), result.stderr[-3000:]
