@@ -4,6 +4,7 @@ Read top to bottom: attention, one block, the whole network, the projector of th
 Every size is read off a checkpoint's tensors; only the head size is a constant of the method.
 """
 
+import weakref
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -112,12 +113,12 @@ class _Kept(NamedTuple):
     """A result, and what it was computed from."""
 
     of: tuple
-    versions: list[tuple[Tensor, int | None]]
+    versions: list[tuple[weakref.ref, int | None]]
     value: Tensor
 
-    def holds(self, of: tuple, versions: list[tuple[Tensor, int | None]]) -> bool:
+    def holds(self, of: tuple, versions: list[tuple[weakref.ref, int | None]]) -> bool:
         """Whether it would come out the same."""
-        same = (now is then and new == old for (now, new), (then, old) in zip(versions, self.versions, strict=True))
+        same = (now() is then() and new == old for (now, new), (then, old) in zip(versions, self.versions, strict=True))
         return self.of == of and all(same)
 
 
@@ -157,8 +158,8 @@ class Resampler(nn.Module):
         if any(weight.requires_grad for weight in weights):
             return first.self_attended(self.latents.to(like))
         of = like.device, like.dtype, torch.is_autocast_enabled(like.device.type)
-        # the weights themselves, not their addresses, which others may get; an inference tensor counts no versions, and can't change
-        versions = [(weight, None if weight.is_inference() else weight._version) for weight in weights]
+        # references that keep no weight alive: a host may put others in its place. Inference tensors count no versions
+        versions = [(weakref.ref(weight), None if weight.is_inference() else weight._version) for weight in weights]
         if self._kept is None or not self._kept.holds(of, versions):
             with torch.no_grad():
                 self._kept = _Kept(of, versions, first.self_attended(self.latents.to(like)).cpu())
