@@ -20,6 +20,7 @@ import torch
 from tqdm import tqdm
 
 from hyperlora_core import Identity, PhotoEncoder, merge_branches, open_encoder
+from hyperlora_core.basis import LoRA
 from hyperlora_core.demo.portraits import HELD_OUT, Scene, render
 from hyperlora_core.demo.portraits import Identity as Drawn
 from hyperlora_core.evaluate.attributes import FLAGS, AttributeReader
@@ -28,7 +29,6 @@ from hyperlora_core.evaluate.instruments import MeasuringNetwork
 from hyperlora_core.evaluate.paint import Job, Painter
 from hyperlora_core.face.prepare import face_square
 from hyperlora_core.files import written_aside
-from hyperlora_core.hyperlora import LoRA
 from hyperlora_core.locate import DEMO, DEMO_CLIP, DEMO_FACES, demo_folder
 from hyperlora_core.pipeline import load_pipeline
 from hyperlora_core.precision import fast_half

@@ -7,8 +7,8 @@ import math
 import re
 from collections.abc import Mapping
 
+from .basis import LoRA
 from .errors import HyperLoRAError
-from .hyperlora import LoRA
 from .lora import UP, diffusers_path, pairs
 
 ALIKE = "all alike"

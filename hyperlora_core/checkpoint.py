@@ -16,10 +16,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from .basis import PROJECTIONS, VECTORS_PER_MODULE, Basis, scale_name
 from .eight_bit import Progress, is_eight_bit, quantize_basis
 from .errors import HyperLoRAError, cli
 from .files import write_tensors, written_aside
-from .hyperlora import PROJECTIONS, VECTORS_PER_MODULE, Basis, HyperLoRA, scale_name
+from .hyperlora import HyperLoRA
 from .resampler import HEAD_SIZE, IDProjector, Resampler, ResamplerConfig
 from .weights_check import check_safetensors
 

@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from .hyperlora import BRANCHES, VECTORS_PER_MODULE, HyperLoRA, LoRA, scale_name
+from .basis import VECTORS_PER_MODULE, LoRA, scale_name
+from .hyperlora import BRANCHES, HyperLoRA
 from .lora import pairs
 
 LEVELS = 127

@@ -3,134 +3,19 @@
     M = sum_k alpha_k M_id^k  (+ sum_k beta_k M_base^k)        (paper, equation 2)
 
 A resampler turns the conditions into coefficients; the coefficients mix a basis of K low-rank matrices per layer.
-Down and up matrices are mixed apart, ID and Base branch likewise.
+ID and Base branch are mixed apart.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from .basis import VECTORS_PER_MODULE, Basis, LoRA
 from .errors import HyperLoRAError
 from .resampler import IDProjector, Resampler
 
-PROJECTIONS = ("to_q", "to_k", "to_v", "to_out")  # of one attention module, in the coefficients' order
-VECTORS_PER_MODULE = 2 * len(PROJECTIONS)  # a down and an up vector for each
 BRANCHES = ("id", "base")
-SCALE = 0.5  # alpha / rank, in both branches
-
-LoRA = dict[str, Tensor]
-
-
-def lora_key(module: str, projection: str) -> str:
-    """The LoRA key of one linear, without its ending: `to_out` is a list in every UNet, so its first entry."""
-    return f"{module}_{'to_out_0' if projection == 'to_out' else projection}"
-
-
-def scale_name(basis_name: str) -> str:
-    """What the scale of a basis tensor in 8 bits is called."""
-    return f"{basis_name.removesuffix('_basis')}_scale"
-
-
-class Basis(nn.Module):
-    """K low-rank matrices per linear: `{i}.{projection}.{branch}_down_basis` [K, in, r] and `_up_basis` [K, r, out].
-
-    The tensors stay as they are in the file (memory-mapped, in its precision); one linear at a time is brought to the
-    precision of the coefficients while it is mixed. In 8 bits a tensor has a scale [in, r] or [r, out], see eight_bit.py.
-    """
-
-    def __init__(self, tensors: Mapping[str, Tensor], module_names: Sequence[str]):
-        super().__init__()
-        self.module_names = tuple(module_names)
-        for name, tensor in tensors.items():
-            self.register_parameter(name.replace(".", "/"), nn.Parameter(tensor, requires_grad=False))
-
-    def tensor(self, module: int, projection: str, branch: str, side: str) -> Tensor:
-        return self.get_parameter(_basis_name(module, projection, branch, side))
-
-    def scale(self, module: int, projection: str, branch: str, side: str) -> Tensor | None:
-        """That of the tensor, where it is in 8 bits."""
-        return self._parameters.get(scale_name(_basis_name(module, projection, branch, side)))
-
-    @property
-    def eight_bit(self) -> bool:
-        return self.scale(0, "to_q", "id", "down") is not None
-
-    def has(self, branch: str) -> bool:
-        return f"0/to_q/{branch}_down_basis" in self._parameters
-
-    def rank(self, branch: str) -> int:
-        return self.tensor(0, "to_q", branch, "down").shape[2]
-
-    @property
-    def size(self) -> int:
-        """K, the number of matrices that are mixed."""
-        return self.tensor(0, "to_q", "id", "down").shape[0]
-
-    def mixed(self, coefficients: Tensor, branch: str) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """coefficients [..., 8 * modules, K] -> LoRA key, down [..., in, r], up [..., r, out] of one linear after another.
-
-        All on the coefficients' device and in their precision; gradients go through.
-        """
-        vectors = iter(coefficients.unbind(-2))
-        convert = _Converter(self, coefficients)
-        for i, module in enumerate(self.module_names):
-            for projection in PROJECTIONS:
-                sides = []
-                for side in ("down", "up"):
-                    basis = convert(self.tensor(i, projection, branch, side))  # (K, a, b)
-                    mix = next(vectors) @ basis.flatten(1)  # (..., K) x (K, a * b) -> (..., a * b)
-                    mix = mix.unflatten(-1, basis.shape[1:])
-                    scale = self.scale(i, projection, branch, side)
-                    sides.append(mix if scale is None else (mix * scale.to(mix.device)).to(mix.dtype))
-                yield lora_key(module, projection), *sides
-
-    def mix(self, coefficients: Tensor, branch: str) -> LoRA:
-        """coefficients [8 * modules, K] -> LoRA of the branch, on the coefficients' device and in their precision."""
-        lora: LoRA = {}
-        for key, down, up in self.mixed(coefficients, branch):
-            _put(lora, key, down.T.contiguous(), up.T.contiguous())
-        return lora
-
-    def mix_many(self, coefficients: Tensor, branch: str) -> list[LoRA]:
-        """coefficients [n, 8 * modules, K] -> n LoRAs, in one pass over the basis."""
-        loras: list[LoRA] = [{} for _ in coefficients]
-        for key, downs, ups in self.mixed(coefficients, branch):
-            # turned together, then copied apart, so that no LoRA keeps the others' memory
-            downs, ups = downs.mT.contiguous(), ups.mT.contiguous()
-            for lora, down, up in zip(loras, downs, ups, strict=True):
-                _put(lora, key, down.clone(), up.clone())
-        return loras
-
-
-def _basis_name(module: int, projection: str, branch: str, side: str) -> str:
-    return f"{module}/{projection}/{branch}_{side}_basis"
-
-
-def _put(lora: LoRA, key: str, down: Tensor, up: Tensor) -> None:
-    """down [r, in], up [out, r] into the LoRA dict."""
-    lora[f"{key}.lora_down.weight"], lora[f"{key}.lora_up.weight"] = down, up
-    lora[f"{key}.alpha"] = torch.tensor(down.shape[0] * SCALE)
-
-
-class _Converter:
-    """Brings one tensor of a basis after another to the coefficients' device and precision.
-
-    All into the same memory, which stays in the processor's cache: fresh memory for each costs more than the mixing.
-    """
-
-    def __init__(self, basis: Basis, like: Tensor):
-        self.basis, self.like = basis, like
-        self.scratch: Tensor | None = None
-
-    def __call__(self, tensor: Tensor) -> Tensor:
-        as_they_are = (tensor.dtype, tensor.device) == (self.like.dtype, self.like.device)
-        if as_they_are or torch.is_grad_enabled():  # gradients need each tensor after the next one is there
-            return tensor.to(self.like)
-        if self.scratch is None:
-            largest = max(each.numel() for each in self.basis.parameters())
-            self.scratch = torch.empty(largest, dtype=self.like.dtype, device=self.like.device)
-        return self.scratch[: tensor.numel()].view_as(tensor).copy_(tensor)
 
 
 def where_it_is(module: nn.Module) -> torch.device:

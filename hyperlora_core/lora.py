@@ -15,9 +15,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from .basis import LoRA
 from .errors import HyperLoRAError
 from .files import write_tensors, written_aside
-from .hyperlora import LoRA
 from .weights_check import check_safetensors
 
 NAMINGS = ("kohya", "diffusers")

@@ -11,8 +11,9 @@ import math
 
 import torch
 
+from .basis import LoRA
 from .errors import HyperLoRAError
-from .hyperlora import HyperLoRA, LoRA
+from .hyperlora import HyperLoRA
 from .identity import Identity
 from .lora import merge_branches
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from .base_layers import BaseLayers, block_path, layout_name, place
+from .basis import LoRA
 from .errors import HyperLoRAError
-from .hyperlora import LoRA
 from .lora import ALPHA, DOWN, UP, Pair, check_fits, diffusers_path, pairs
 from .pruned import match_blocks
 from .subspace import Leading, leading, overlap

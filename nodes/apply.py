@@ -7,8 +7,8 @@ import comfy.sd
 from comfy_api.latest import io
 
 from ..hyperlora_core import HyperLoRAError, merge_branches
+from ..hyperlora_core.basis import LoRA
 from ..hyperlora_core.block_weights import ALIKE, PRESETS, weigh_blocks
-from ..hyperlora_core.hyperlora import LoRA
 from ..hyperlora_core.lora import check_fits, check_weights
 from ..hyperlora_core.schedule import ALWAYS, Schedule
 from .bypass import put_beside

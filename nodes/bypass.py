@@ -7,8 +7,8 @@ from uuid import UUID
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 from torch import Tensor, nn
 
+from ..hyperlora_core.basis import LoRA
 from ..hyperlora_core.bypass import Attachment, BypassLoRA
-from ..hyperlora_core.hyperlora import LoRA
 from ..hyperlora_core.schedule import Schedule
 
 # core's own bypass LoRAs share "bypass_lora", where a second one replaces the first

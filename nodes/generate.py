@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ..hyperlora_core import Identity
-from ..hyperlora_core.hyperlora import LoRA
+from ..hyperlora_core.basis import LoRA
 from . import folders, host
 from .types import CATEGORY, HyperLoRAModel, IdentityType
 

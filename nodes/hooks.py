@@ -4,7 +4,7 @@ import comfy.hooks
 from comfy.patcher_extension import WrappersMP
 
 from ..hyperlora_core import HyperLoRAError
-from ..hyperlora_core.hyperlora import LoRA
+from ..hyperlora_core.basis import LoRA
 from ..hyperlora_core.schedule import Schedule
 
 KEY = "hyperlora_schedule"

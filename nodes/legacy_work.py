@@ -8,9 +8,10 @@ import numpy as np
 import torch
 
 from ..hyperlora_core import FaceAnalyzer, HyperLoRAError, Identity, PhotoEncoder
+from ..hyperlora_core.basis import LoRA
 from ..hyperlora_core.face.analyzer import Face
 from ..hyperlora_core.face.prepare import base_picture, identity_picture
-from ..hyperlora_core.hyperlora import HyperLoRA, LoRA
+from ..hyperlora_core.hyperlora import HyperLoRA
 from ..hyperlora_core.vision import is_clip_tower
 from . import folders, host
 from .generate import on_cpu

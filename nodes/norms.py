@@ -3,7 +3,7 @@
 import comfy.lora
 from comfy.weight_adapter import LoRAAdapter
 
-from ..hyperlora_core.hyperlora import LoRA
+from ..hyperlora_core.basis import LoRA
 from ..hyperlora_core.norms import column_gains, column_norms
 
 

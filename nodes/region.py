@@ -5,8 +5,8 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..hyperlora_core import HyperLoRAError
+from ..hyperlora_core.basis import LoRA
 from ..hyperlora_core.block_weights import ALIKE, weigh_blocks
-from ..hyperlora_core.hyperlora import LoRA
 from ..hyperlora_core.lora import check_fits
 from ..hyperlora_core.regions import region_mask
 from ..hyperlora_core.schedule import Schedule

@@ -6,8 +6,8 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..hyperlora_core import HyperLoRAError, Identity, save_lora
+from ..hyperlora_core.basis import LoRA
 from ..hyperlora_core.compress import compress, describe_errors
-from ..hyperlora_core.hyperlora import LoRA
 from ..hyperlora_core.lora import NAMINGS
 from ..hyperlora_core.metadata import describe, save_preview
 from ..hyperlora_core.photo import read_batch

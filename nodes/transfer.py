@@ -8,7 +8,7 @@ import comfy.model_management
 import torch
 from comfy_api.latest import io
 
-from ..hyperlora_core.hyperlora import LoRA
+from ..hyperlora_core.basis import LoRA
 from ..hyperlora_core.lora import attention_path
 from ..hyperlora_core.transfer import DIRECTIONS, THRESHOLD, Bridge, transfer
 from . import host

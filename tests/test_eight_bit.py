@@ -122,7 +122,7 @@ def test_the_basis_of_a_file_is_mapped_not_copied(tmp_path):
     lines = [line for line in Path("/proc/self/maps").read_text().splitlines() if file in line]
     start, end = (int(number, 16) for number in lines[0].split()[0].split("-"))
     assert start <= hyper.basis.tensor(0, "to_q", "id", "down").data_ptr() < end
-    assert start <= hyper.basis.scale(0, "to_q", "id", "down").data_ptr() < end
+    assert start <= hyper.basis.get_parameter("0/to_q/id_down_scale").data_ptr() < end
 
 
 @pytest.mark.parametrize(

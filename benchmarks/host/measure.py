@@ -53,7 +53,7 @@ async def register() -> None:
 asyncio.run(register())
 IMPORT_SECONDS = time.perf_counter() - start
 
-from pack.hyperlora_core.hyperlora import VECTORS_PER_MODULE  # noqa: E402
+from pack.hyperlora_core.basis import VECTORS_PER_MODULE  # noqa: E402
 from pack.nodes.apply import BYPASS, MERGE, apply  # noqa: E402
 from pack.nodes.demo_host import load_unet  # noqa: E402
 from pack.nodes.host import LoadedHyperLoRA  # noqa: E402

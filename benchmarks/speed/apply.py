@@ -6,7 +6,7 @@ Without ComfyUI on a stand-in that does what its ModelPatcher does with these la
 import torch
 
 from hyperlora_core import load_hyperlora, merge_branches
-from hyperlora_core.hyperlora import LoRA
+from hyperlora_core.basis import LoRA
 from hyperlora_core.lora import pairs
 
 from .bench import Bench, Budget

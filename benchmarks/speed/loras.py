@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from hyperlora_core.hyperlora import PROJECTIONS, SCALE, HyperLoRA, LoRA, lora_key
+from hyperlora_core.basis import PROJECTIONS, SCALE, LoRA, lora_key
+from hyperlora_core.hyperlora import HyperLoRA
 
 
 def random_lora(hyper: HyperLoRA, seed: int, rank: int | None = None) -> LoRA:

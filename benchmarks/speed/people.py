@@ -3,7 +3,7 @@
 import torch
 
 from hyperlora_core import load_hyperlora
-from hyperlora_core.hyperlora import VECTORS_PER_MODULE
+from hyperlora_core.basis import VECTORS_PER_MODULE
 
 from .bench import Bench, Budget
 from .generate import mixing_work
@@ -23,7 +23,7 @@ def measure(bench: Bench) -> None:
 
     @torch.no_grad()
     def mix(coefficients: torch.Tensor) -> None:
-        for _ in hyper.basis.mixed(coefficients.to(bench.dtype), "id"):
+        for _ in hyper.basis.products(coefficients.to(bench.dtype), "id"):
             pass
 
     one = crowd(1)[0]

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import torch
 
+from ..basis import LoRA
 from ..encode import EncodeOptions
 from ..errors import HyperLoRAError
-from ..hyperlora import HyperLoRA, LoRA
+from ..hyperlora import HyperLoRA
 from ..identity import Identity
 from ..lora import NAMINGS, check_weights, merge_branches, save_lora
 from ..metadata import describe

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from ..basis import LoRA
 from ..errors import HyperLoRAError
 from ..files import written_aside
-from ..hyperlora import HyperLoRA, LoRA
+from ..hyperlora import HyperLoRA
 from ..identity import Identity
 from ..locate import DEMO, demo_folder, find_file
 from ..lora import merge_branches

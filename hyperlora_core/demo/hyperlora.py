@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..basis import PROJECTIONS, VECTORS_PER_MODULE
 from ..checkpoint import MODULES
 from ..files import written_aside
-from ..hyperlora import PROJECTIONS, VECTORS_PER_MODULE
 from .sdxl import SDXL_BASE, unet_config
 
 FACE_WIDTH = 512

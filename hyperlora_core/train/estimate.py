@@ -27,11 +27,12 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from .. import packages
+from ..basis import Basis
 from ..checkpoint import MODULES
 from ..demo.hyperlora import FACE_WIDTH, HyperLoRASize, Modules, specs, unet_modules
 from ..demo.sdxl import SDXL_BASE, SDXLSize, random_models
 from ..errors import HyperLoRAError
-from ..hyperlora import Basis, HyperLoRA
+from ..hyperlora import HyperLoRA
 from ..resampler import IDProjector, Resampler, ResamplerConfig
 from ..vision import VisionEncoder
 from .config import LoopConfig

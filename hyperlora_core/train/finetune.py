@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ..basis import LoRA
 from ..errors import HyperLoRAError
 from ..fingerprint import fingerprint
-from ..hyperlora import LoRA
 from ..inject import LowRank
 from ..lora import DOWN, UP, pairs
 from ..pipeline import check_fits_unet, load_pipeline

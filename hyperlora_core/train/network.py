@@ -16,10 +16,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..basis import SCALE
 from ..checkpoint import MODULES, assemble, save_hyperlora
 from ..demo.hyperlora import HyperLoRASize, Modules, random_hyperlora
 from ..encode import RECOGNITION
-from ..hyperlora import PROJECTIONS, SCALE, HyperLoRA, lora_key
+from ..hyperlora import HyperLoRA
 from ..inject import LowRank
 
 GROUPS = ("base", "trunk", "clip", "embedding", "bases")
@@ -36,7 +37,7 @@ class Network(nn.Module):
 
     def keys(self) -> list[str]:
         """The LoRA keys of all layers."""
-        return [lora_key(module, projection) for module in self.hyper.module_names for projection in PROJECTIONS]
+        return self.basis.keys
 
     def choose(self, groups: Sequence[str]) -> None:
         """Train these groups and freeze the others."""
@@ -101,7 +102,9 @@ class Network(nn.Module):
     def low_rank(self, coefficients: Tensor, branch: str, weights: Tensor) -> dict[str, LowRank]:
         """One LoRA for each of n pictures at its weight [n]: coefficients [n, 8 * modules, K] -> key -> LowRank."""
         scale = (SCALE * weights).view(-1, 1, 1)
-        return {key: LowRank(down, up * scale) for key, down, up in self.basis.mixed(coefficients, branch)}
+        products = self.basis.products(coefficients, branch)
+        sides = {row: side for rows, mixed in products for row, side in zip(rows, mixed, strict=True)}
+        return {key: LowRank(sides[2 * i], sides[2 * i + 1] * scale) for i, key in enumerate(self.basis.keys)}
 
     def save(self, folder: Path, recognition: str) -> None:
         """Write the checkpoint folder that every loader reads, in fp16; `recognition`: see encode.RECOGNITION."""

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..basis import VECTORS_PER_MODULE
 from ..errors import HyperLoRAError
 from ..face.analyzer import EMBEDDING_SIZE
-from ..hyperlora import VECTORS_PER_MODULE
 from .network import Network, normed
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from places import FIXTURES
 from torch.nn.functional import normalize
 
 from hyperlora_core import Identity, load_hyperlora
-from hyperlora_core.hyperlora import VECTORS_PER_MODULE
+from hyperlora_core.basis import VECTORS_PER_MODULE
 
 PERSON = {"weight": 0.8, "base_weight": 0}
 
