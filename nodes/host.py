@@ -1,5 +1,6 @@
 """Our models in the host's hands: it decides where they lie, and frees them when a sampler needs the room."""
 
+import logging
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +12,7 @@ import comfy.utils
 import torch
 
 from ..hyperlora_core import HyperLoRA, VisionEncoder, load_hyperlora
+from ..hyperlora_core.basis import Basis
 from ..hyperlora_core.precision import fast_half
 
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -65,7 +67,15 @@ def hand_over(
     }
 
     def bring(module: torch.nn.Module) -> torch.device:
-        comfy.model_management.load_models_gpu([patchers[module]])
+        try:
+            comfy.model_management.load_models_gpu([patchers[module]])
+        except comfy.model_management.OOM_EXCEPTION:
+            if not isinstance(module, Basis):
+                raise
+            # it comes tensor by tensor while it is mixed: slower, but there is always room for one
+            patchers[module].detach()
+            comfy.model_management.soft_empty_cache()
+            logging.warning("HyperLoRA: no room on the device for the basis, so it is mixed from main memory, slower.")
         return patchers[module].load_device
 
     owner.bring = bring

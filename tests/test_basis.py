@@ -4,8 +4,8 @@ import pytest
 import torch
 from bad_inputs import GOOD
 
-from hyperlora_core import load_hyperlora, save_hyperlora
 from hyperlora_core import basis as basis_module
+from hyperlora_core import load_hyperlora, save_hyperlora
 from hyperlora_core.locate import DEMO_HYPER, demo_folder
 
 

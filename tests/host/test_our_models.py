@@ -3,7 +3,7 @@
 import pytest
 from find import find_hosts, run_in
 
-LIFE = """
+START = """
 import gc, importlib.util, sys, weakref
 from pathlib import Path
 root, sys.argv = Path(sys.argv[1]), ["", "--cpu"]
@@ -24,10 +24,15 @@ def ours():
 
 loaded = LoadedHyperLoRA(demo / "hyper_lora", lambda width: demo / "clip_vision" / "model.safetensors", "fp32")
 hyper = loaded.hyper
-assert ours() == [], "loading a checkpoint takes no room yet"
 generator = torch.Generator().manual_seed(0)
-tokens = loaded.vision.encode_pictures([torch.rand(64, 64, 3, generator=generator).mul(255).byte().numpy()])
+
+picture = torch.rand(64, 64, 3, generator=generator).mul(255).byte().numpy()
 embeds = torch.nn.functional.normalize(torch.randn(1, 512, generator=generator), dim=-1)
+"""
+
+LIFE = """
+assert ours() == [], "loading a checkpoint takes no room yet"
+tokens = loaded.vision.encode_pictures([picture])
 coefficients = hyper.coefficients(tokens, embeds)
 assert hyper.encoder in ours() and loaded.vision.tower in ours() and hyper.basis not in ours()
 lora = hyper.lora(coefficients)
@@ -47,7 +52,66 @@ print("gone")
 """
 
 
+# A CPU that passes for a GPU: --lowvram and --novram can't be given together with --cpu, and mean nothing on one.
+SHORT_OF_ROOM = """
+def lora_of_photo():
+    return hyper.lora(hyper.coefficients(loaded.vision.encode_pictures([picture]), embeds))
+
+expected, tower = lora_of_photo(), loaded.vision.tower
+size = {part: sum(tensor.nbytes for tensor in part.parameters()) for part in (tower, hyper.encoder, hyper.basis)}
+
+def same():
+    lora = lora_of_photo()
+    return all(torch.allclose(tensor, expected[key], rtol=1e-4, atol=1e-6) for key, tensor in lora.items())
+
+def on_device(part):
+    return next((loaded.model_loaded_memory() for loaded in management.current_loaded_models
+                 if loaded.model is not None and loaded.model.model is part), 0)
+
+management.unload_all_models()
+management.is_device_cpu = lambda device: False
+management.lowvram_available = True
+
+management.vram_state = management.VRAMState.NO_VRAM  # --novram
+assert same()
+assert on_device(hyper.basis) == 0
+assert all(on_device(part) < size[part] / 2 for part in (tower, hyper.encoder))
+
+management.unload_all_models()
+management.vram_state = management.VRAMState.LOW_VRAM  # --lowvram
+free = management.get_free_memory
+room = size[hyper.encoder] // 2 + management.minimum_inference_memory()
+management.get_free_memory = lambda *args, **kwargs: room - sum(on_device(part) for part in size)
+assert same()
+assert on_device(hyper.basis) == 0 and 0 < on_device(hyper.encoder) < size[hyper.encoder]
+management.get_free_memory = free
+
+management.unload_all_models()
+management.vram_state = management.VRAMState.NORMAL_VRAM
+load = management.load_models_gpu
+
+def full(models, *args, **kwargs):
+    if models[0].model is hyper.basis:
+        raise management.OOM_EXCEPTION("out of memory")
+    return load(models, *args, **kwargs)
+
+management.load_models_gpu = full
+assert same(), "mixed from main memory"
+assert hyper.basis not in ours()
+management.load_models_gpu = load
+assert same() and hyper.basis in ours(), "as soon as there is room, it is used"
+print("same")
+"""
+
+
 @pytest.mark.parametrize("host", find_hosts(), ids=lambda host: host.name)
 def test_they_come_and_go(host):
-    result = run_in(host, LIFE)
+    result = run_in(host, START + LIFE)
     assert result.stdout.strip().endswith("gone"), result.stderr[-3000:]
+
+
+@pytest.mark.parametrize("host", find_hosts(), ids=lambda host: host.name)
+def test_short_of_room_they_answer_the_same(host):
+    result = run_in(host, START + SHORT_OF_ROOM)
+    assert result.stdout.strip().endswith("same"), result.stderr[-3000:]
+    assert "mixed from main memory" in result.stderr
