@@ -31,7 +31,7 @@ class Basis(nn.Module):
     """K low-rank matrices per linear: `{i}.{projection}.{branch}_down_basis` [K, in, r] and `_up_basis` [K, r, out].
 
     In main memory the tensors stay as they are in the file (memory-mapped, in its precision), and one at a time is brought
-    to the precision of the coefficients while it is mixed. On a GPU, where calling a product takes longer than the product
+    to fp32 while it is mixed, on a GPU to the coefficients' precision. There, where calling a product takes longer than the product
     itself, tensors of one shape are laid behind each other and mixed together.
     In 8 bits a tensor has a scale [in, r] or [r, out], see eight_bit.py.
     """
@@ -74,12 +74,15 @@ class Basis(nn.Module):
         if self._in_stacks(names[0], coefficients):
             yield from self._stacked(names, coefficients)
             return
-        convert = _Converter(self, coefficients)
-        for row, (name, vectors) in enumerate(zip(names, coefficients.unbind(-2), strict=True)):
+        # a processor is slow in mixing half precisions, and slower still in converting one to the other
+        learns = torch.is_grad_enabled()
+        mixable = coefficients if learns or coefficients.device.type != "cpu" else coefficients.float()
+        convert = _Converter(self, mixable)
+        for row, (name, vectors) in enumerate(zip(names, mixable.unbind(-2), strict=True)):
             basis = convert(self.get_parameter(name))  # (K, a, b)
             mixed = (vectors @ basis.flatten(1)).unflatten(-1, basis.shape[1:])  # (..., K) x (K, a * b) -> (..., a, b)
             scale = self._parameters.get(scale_name(name))
-            yield [row], (mixed if scale is None else (mixed * scale.to(mixed.device)).to(mixed.dtype))[None]
+            yield [row], (mixed if scale is None else mixed * scale.to(mixed.device)).to(coefficients.dtype)[None]
 
     def mix(self, coefficients: Tensor, branch: str) -> LoRA:
         """coefficients [8 * modules, K] -> LoRA of the branch, on the coefficients' device and in their precision."""

@@ -82,3 +82,13 @@ def test_what_an_optimizer_holds_stays_where_it_is(in_stacks):
     in_stacks()
     hyper.lora(people(hyper)[0])
     assert places(hyper) == before
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_on_a_cpu_is_mixed_in_fp32(dtype):
+    """So that only the result is rounded, once."""
+    half, exact = load_hyperlora(GOOD, dtype=dtype), load_hyperlora(GOOD)
+    person = people(half)[0].to(dtype)
+    for key, tensor in half.lora(person).items():
+        expected = exact.lora(person)[key]
+        assert torch.equal(tensor, expected if key.endswith(".alpha") else expected.to(dtype)), key

@@ -40,7 +40,8 @@ def _in_precision(bench: Bench, precision: str) -> None:
         "id_embeds": embeds if hyper.uses_id_embeds else None,
     }
     coefficients = hyper.coefficients(**conditions)
-    mixing = mixing_work(hyper, precision)
+    mixed_in = "fp32" if device.type == "cpu" else precision  # see Basis
+    mixing = mixing_work(hyper, precision, mixed_in=mixed_in)
     # before anything else reads the basis
     first = once(lambda: hyper.lora(coefficients), waiter(device))
 
@@ -68,8 +69,8 @@ def _in_precision(bench: Bench, precision: str) -> None:
         budget=Budget(MOST_GENERATE if device.type == "cpu" else MOST_GENERATE_GPU),
         note="the three together; the face is found before, see faces",
     )
-    _one_pass(bench, hyper, precision)
-    _eight_bit(bench, hyper, coefficients, precision)
+    _one_pass(bench, hyper, precision, mixed_in)
+    _eight_bit(bench, hyper, coefficients, precision, mixed_in)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "identity.safetensors"
         Identity(coefficients.cpu(), fingerprint=hyper.fingerprint, checkpoint=hyper.name).save(file)
@@ -84,25 +85,25 @@ def _in_precision(bench: Bench, precision: str) -> None:
         _peak_on_gpu(bench, hyper, coefficients, precision)
 
 
-def mixing_work(hyper: HyperLoRA, precision: str, people: int = 1) -> Work:
-    """One pass over the ID branch's basis, and the LoRAs of so many people."""
+def mixing_work(hyper: HyperLoRA, precision: str, people: int = 1, mixed_in: str | None = None) -> Work:
+    """One pass over the ID branch's basis, and the LoRAs of so many people; `mixed_in`: where not in their precision."""
     basis = {name: tensor for name, tensor in hyper.basis.named_parameters() if "/id_" in name}
     # in 8 bits there are scales too, which are read but not mixed
     values = sum(tensor.numel() for name, tensor in basis.items() if name.endswith("_basis"))
     written = people * values / hyper.basis.size * PRECISIONS[precision].itemsize
-    return Work(bytes_of(basis.values()) + written, 2 * people * values, precision)
+    return Work(bytes_of(basis.values()) + written, 2 * people * values, mixed_in or precision)
 
 
-def _eight_bit(bench: Bench, hyper: HyperLoRA, coefficients: torch.Tensor, precision: str) -> None:
+def _eight_bit(bench: Bench, hyper: HyperLoRA, coefficients: torch.Tensor, precision: str, mixed_in: str) -> None:
     """Speed and error of a basis in 8 bits."""
     small = load_hyperlora(bench.checkpoint, bench.device, PRECISIONS[precision], eight_bit=True)
-    work = mixing_work(small, precision)
+    work = mixing_work(small, precision, mixed_in=mixed_in)
     bench.time(GROUP, f"mixing the basis in 8 bits, {precision}", lambda: small.lora(coefficients), work)
     errors = [100 * error for error in checkpoint_errors(small, hyper).values()]
     bench.add(GROUP, f"a layer's change, off in 8 bits, {precision}", errors, "%", note="median of the layers")
 
 
-def _one_pass(bench: Bench, hyper: HyperLoRA, precision: str) -> None:
+def _one_pass(bench: Bench, hyper: HyperLoRA, precision: str, mixed_in: str) -> None:
     """What the machine itself needs for bringing the basis through memory once, tensor by tensor, as it lies there; and for
     nothing but bringing it to the precision in which it is mixed.
     """
@@ -111,7 +112,7 @@ def _one_pass(bench: Bench, hyper: HyperLoRA, precision: str) -> None:
     note = "to compare: each tensor copied to one place, which the cache may hold"
     for name, dtype in (
         ("one pass over the basis", basis[0].dtype),
-        ("the same, converting it", PRECISIONS[precision]),
+        ("the same, converting it", PRECISIONS[mixed_in]),
     ):
         scratch = torch.empty(largest, dtype=dtype, device=bench.device)
 
