@@ -22,8 +22,9 @@ from tqdm import tqdm
 from hyperlora_core.locate import DEMO_CLIP, demo_folder
 from hyperlora_core.train import reader, stage
 from hyperlora_core.train.config import config_path, load_config
-from hyperlora_core.train.loop import CHECKPOINT, Draw, load_trained_config, read_checkpoint
+from hyperlora_core.train.loop import CHECKPOINT, Draw
 from hyperlora_core.train.sources import Sources
+from hyperlora_core.train.trained import Trained, read_checkpoint
 
 NONE, MEAN, OTHER, RIGHT = "no LoRA", "the mean person's", "another person's", "the right person's"
 BANDS = (0, 350, 600, 800, 1000)  # steps of the noise schedule
@@ -35,11 +36,11 @@ def trained_stage(sources: Sources, name: str) -> stage.StageTask:
     id-embedding would begin with it."""
     checkpoint = sources.root / name / CHECKPOINT
     if "reader.start" in json.loads(read_checkpoint(checkpoint)["config"]):
-        given = load_trained_config(checkpoint, reader.Config)
+        given = Trained(checkpoint).config(reader.Config)
         shipped = load_config(config_path("id-embedding", "cpu", "cpu"), stage.Config).stage
         config = stage.Config(given.loop, given.hyperlora, dataclasses.replace(shipped, start=given.reader.start))
     else:
-        config = load_trained_config(checkpoint, stage.Config)
+        config = Trained(checkpoint).config(stage.Config)
     only = dataclasses.replace(config.stage, scenarios=(1.0, 0.0, 0.0), base_off=1.0, spread=0.0)
     task = stage.make_task(dataclasses.replace(config, stage=only, pulid=None), sources, name)
     stage.take_over(task.module.network, checkpoint)

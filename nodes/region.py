@@ -1,6 +1,7 @@
 """Several people in one picture, each with a LoRA in a place of their own."""
 
 import comfy.hooks
+from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import io
 from torch import Tensor
 
@@ -109,6 +110,9 @@ class HyperLoRARegion(io.ComfyNode):
         for hook in hooks.hooks:
             hook.custom_should_register = MustFit(lora)
         if mask is not None:
+            hooks.add(
+                comfy.hooks.TransformerOptionsHook({"wrappers": {WrappersMP.SAMPLER_SAMPLE: {MARK: [masks_fit]}}})
+            )
             mask = region_mask(
                 mask, [entry[1]["mask"] for entry in positive if MARK in entry[1] and "mask" in entry[1]]
             )
@@ -124,6 +128,19 @@ class MustFit:
     def __call__(self, _hook, model, _model_options, _target, _registered) -> bool:
         check_fits(self.lora, {key: layer.shape for key, layer in model_layers(model).items()})
         return True
+
+
+def masks_fit(executor, guider, sigmas, extra_args, callback, noise: Tensor, *args, **kwargs):
+    """Around a sampling run, where the number of pictures is known: core would fail, or leave masks out."""
+    for conds in guider.conds.values():
+        for cond in conds:
+            masks = len(cond["mask"]) if MARK in cond and "mask" in cond else 1
+            if len(noise) % masks:
+                raise HyperLoRAError(
+                    f"A person has {masks} masks, but {len(noise)} picture(s) are painted: "
+                    "give as many masks as pictures, or one for all of them."
+                )
+    return executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
 
 
 def add_person(

@@ -27,8 +27,9 @@ from hyperlora_core.errors import HyperLoRAError
 from hyperlora_core.train import demo_face, loop
 from hyperlora_core.train.config import config_path, load_config
 from hyperlora_core.train.demo_face import write_onnx
-from hyperlora_core.train.loop import CHECKPOINT, CURVES, read_checkpoint
+from hyperlora_core.train.loop import CHECKPOINT, CURVES
 from hyperlora_core.train.sources import Sources
+from hyperlora_core.train.trained import read_checkpoint
 
 MODELS = Path(__file__).parents[1] / "models" / "demo"
 PACK, MEASURING = MODELS / "face", MODELS / "face_measure"

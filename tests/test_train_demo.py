@@ -16,6 +16,7 @@ from hyperlora_core.demo.portraits import HELD_OUT, Identity
 from hyperlora_core.prompt import TRIGGER, with_trigger
 from hyperlora_core.train import captions, config, data, demo_unet, demo_vae, loop
 from hyperlora_core.train.sources import Sources
+from hyperlora_core.train.trained import read_checkpoint
 from hyperlora_core.vision import clip_pixels
 
 for package in ("accelerate", "diffusers", "transformers", "open_clip", "matplotlib"):
@@ -68,7 +69,7 @@ def run(folder, toy=None, resume=False, progress=None, **changes):
 
 
 def weights(folder):
-    state = loop.read_checkpoint(folder / loop.CHECKPOINT)
+    state = read_checkpoint(folder / loop.CHECKPOINT)
     return state["module"]["slope"], state["ema"]["shadow_params"][0], state["step"]
 
 
@@ -83,7 +84,7 @@ def test_loop_trains_and_draws_its_curves(tmp_path):
     rows = losses(tmp_path)
     assert [step for step, _ in rows] == [10, 20, 30, 40, 50, 60] and rows[-1][1] < 0.1 * rows[0][1]
     assert (tmp_path / loop.CURVES).read_bytes().startswith(b"\x89PNG")
-    state = loop.read_checkpoint(tmp_path / loop.CHECKPOINT)
+    state = read_checkpoint(tmp_path / loop.CHECKPOINT)
     assert list(state["module"]) == ["slope"]  # what doesn't train isn't kept
 
 
@@ -128,7 +129,7 @@ def test_nothing_is_saved_unseen(tmp_path):
 def test_accumulated_parts_make_one_step(tmp_path):
     toy, reached = run(tmp_path, steps=6, accumulation=4)
     assert toy.batches == 24 and reached == 6
-    assert int(loop.read_checkpoint(tmp_path / loop.CHECKPOINT)["optimizer"]["state"][0]["step"]) == 6
+    assert int(read_checkpoint(tmp_path / loop.CHECKPOINT)["optimizer"]["state"][0]["step"]) == 6
 
 
 def test_another_run_is_not_continued_by_accident(tmp_path):
@@ -329,7 +330,7 @@ def test_stages_train_resume_and_export_a_model_that_paints(tmp_path, capsys):
         assert main(["train", stage, "--out", str(drawn), "--export", str(exported)]) == 0
     assert len(list(drawn.glob("unet/samples/*.png"))) == 2
     pipeline = load_pipeline(tmp_path / "demo")
-    trained = loop.read_checkpoint(drawn / "unet" / loop.CHECKPOINT)["ema"]["shadow_params"][0]
+    trained = read_checkpoint(drawn / "unet" / loop.CHECKPOINT)["ema"]["shadow_params"][0]
     assert torch.allclose(next(pipeline.unet.parameters()), trained, atol=1e-3)
     assert render(pipeline, "portrait of a person", steps=2).size == (128, 128)
     assert VisionEncoder.load(tmp_path / "demo" / "clip_vision").width == 128

@@ -18,6 +18,7 @@ from hyperlora_core.metadata import describe
 from hyperlora_core.prompt import TRIGGER
 from hyperlora_core.train import config, data, finetune, loop
 from hyperlora_core.train.features import memory_mapped
+from hyperlora_core.train.trained import read_checkpoint
 
 for package in ("accelerate", "diffusers", "transformers", "matplotlib"):
     pytest.importorskip(package)
@@ -157,7 +158,7 @@ def test_killed_and_resumed_is_as_if_never_stopped(world, tuned, capsys):
     task, given = make_task(world)
     with pytest.raises(SystemExit):
         loop.train(task, given, world.root / "c_training", "cpu", progress=kill)
-    assert loop.read_checkpoint(world.root / "c_training" / loop.CHECKPOINT)["step"] == SAVED
+    assert read_checkpoint(world.root / "c_training" / loop.CHECKPOINT)["step"] == SAVED
     assert fingerprint(task.module.unet) == task.origin.base
     assert world.command(out) == 2 and not out.exists()
     assert_sentence(last_line(capsys), ("c_training", "--resume", "--out"))

@@ -11,6 +11,7 @@ from benchmarks import likeness
 from hyperlora_core import HyperLoRAError, load_hyperlora
 from hyperlora_core.train import config, loop, reader, stage
 from hyperlora_core.train.people import CODES, means_by, reliable_directions, trained_coefficients
+from hyperlora_core.train.trained import Trained, read_checkpoint
 
 OWN = PEOPLE - 1  # people with a code
 
@@ -68,9 +69,9 @@ def test_killed_and_resumed_is_as_if_never_stopped(trained, sources, name):  # n
 
     with pytest.raises(SystemExit):
         loop.train(make(given, sources, name), given, folder, "cpu", progress=kill)
-    assert loop.read_checkpoint(folder / loop.CHECKPOINT)["step"] == given.loop.steps - 20
+    assert read_checkpoint(folder / loop.CHECKPOINT)["step"] == given.loop.steps - 20
     loop.train(make(given, sources, name), given, folder, "cpu", resume=True)
-    whole, halves = (loop.read_checkpoint(path / loop.CHECKPOINT) for path in (sources.root / name, folder))
+    whole, halves = (read_checkpoint(path / loop.CHECKPOINT) for path in (sources.root / name, folder))
     assert whole["step"] == halves["step"] == given.loop.steps
     assert all(torch.equal(value, halves["module"][key]) for key, value in whole["module"].items())
 
@@ -78,7 +79,7 @@ def test_killed_and_resumed_is_as_if_never_stopped(trained, sources, name):  # n
 @torch.no_grad()
 def test_on_average_over_people_there_is_no_lora(trained, sources):  # noqa: F811
     task = stage.make_task(people_config(), sources, "x")
-    values = loop.trained_values(sources.root / "id-people" / loop.CHECKPOINT)
+    values = Trained(sources.root / "id-people" / loop.CHECKPOINT).values
     task.module.load_state_dict(values, strict=False)
     people, network = task.module.people, task.module.network
     coefficients = people(torch.arange(OWN))  # (people, l, K)
@@ -170,7 +171,7 @@ def test_a_reader_of_one_condition_is_blind_to_the_other(trained, sources, tmp_p
 def test_the_papers_stage_goes_on_from_the_reader(trained, sources, tmp_path):  # noqa: F811
     given = short("id-embedding", start=("base-lora", "id-people", "id-reader"), steps=2)
     task = stage.make_task(given, sources, "x")
-    values = loop.trained_values(sources.root / "id-reader" / loop.CHECKPOINT)
+    values = Trained(sources.root / "id-reader" / loop.CHECKPOINT).values
     own = dict(task.module.named_parameters())
     assert all(torch.equal(own[name], value) for name, value in values.items())
     assert loop.train(task, given, tmp_path, "cpu") == 2
@@ -208,7 +209,7 @@ def test_what_doesnt_fit_is_told(trained, sources, make, changes, said):  # noqa
 
 def test_likeness_looks_at_a_reader(trained, sources):  # noqa: F811
     task = likeness.trained_stage(sources, "id-reader")
-    given = loop.trained_values(sources.root / "id-reader" / loop.CHECKPOINT)
+    given = Trained(sources.root / "id-reader" / loop.CHECKPOINT).values
     own = dict(task.module.named_parameters())
     assert all(torch.equal(own[name], value) for name, value in given.items())
     by_whose, *_ = likeness.errors(task, 0)
@@ -218,7 +219,7 @@ def test_likeness_looks_at_a_reader(trained, sources):  # noqa: F811
 def test_people_without_a_reader_are_not_exported(trained, sources, tmp_path):  # noqa: F811
     with pytest.raises(HyperLoRAError, match="fit a reader to it"):
         stage.export(sources, "id-people", tmp_path)
-    assert loop.trained_values(sources.root / "id-people" / loop.CHECKPOINT)[CODES].shape[0] == OWN
+    assert Trained(sources.root / "id-people" / loop.CHECKPOINT).values[CODES].shape[0] == OWN
 
 
 def test_codes_begin_at_what_the_embedding_tells_reliably(trained, sources):  # noqa: F811
@@ -247,7 +248,7 @@ def test_reliable_directions_are_those_in_which_people_differ():
 
 
 def test_trained_coefficients_are_those_of_the_stage(trained, sources):  # noqa: F811
-    values = loop.trained_values(sources.root / "id-people" / loop.CHECKPOINT)
+    values = Trained(sources.root / "id-people" / loop.CHECKPOINT).values
     task = stage.make_task(people_config(), sources, "x")
     task.module.load_state_dict(values, strict=False)
     own = task.module.people(torch.arange(OWN)).detach()

@@ -12,6 +12,7 @@ from places import ROOT
 from test_train_stage import short, sources  # noqa: F401
 
 from hyperlora_core.train import loop, stage
+from hyperlora_core.train.trained import read_checkpoint
 
 # without cache: of what two processes compute of one photo the later one's is kept, which may differ in the last bit
 STEPS = {"cache": False, "steps": 6, "batch": 4, "save_every": 1, "warmup": 1, "precision": "no"}
@@ -62,11 +63,11 @@ def base(launch, sources):  # noqa: F811
 def test_two_processes_make_one_training(launch, sources, base):  # noqa: F811
     killed = launch("base-lora", sources.root / "killed", 4)
     assert killed.returncode != 0
-    whole, begun = (loop.read_checkpoint(sources.root / name / loop.CHECKPOINT) for name in ("base-lora", "killed"))
+    whole, begun = (read_checkpoint(sources.root / name / loop.CHECKPOINT) for name in ("base-lora", "killed"))
     assert (whole["step"], begun["step"]) == (6, 3)  # nothing was saved of the step at which the processes died
     resumed = launch("base-lora", sources.root / "killed")
     assert resumed.returncode == 0, resumed.stderr[-2000:]
-    again = loop.read_checkpoint(sources.root / "killed" / loop.CHECKPOINT)
+    again = read_checkpoint(sources.root / "killed" / loop.CHECKPOINT)
     assert all(torch.equal(value, again["module"][name]) for name, value in whole["module"].items())
 
     # each process drew a batch of its own, and the losses are their mean
@@ -90,4 +91,4 @@ def test_the_papers_last_stage_in_two_processes(launch, sources, base):  # noqa:
     for name in ("id-clip", "id-embedding"):
         done = launch(name, sources.root / name)
         assert done.returncode == 0, done.stderr[-2000:]
-        assert loop.read_checkpoint(sources.root / name / loop.CHECKPOINT)["step"] == 6
+        assert read_checkpoint(sources.root / name / loop.CHECKPOINT)["step"] == 6

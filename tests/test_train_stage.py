@@ -19,6 +19,7 @@ from hyperlora_core.train import config, data, diffusion, loop, stage
 from hyperlora_core.train.features import memory_mapped
 from hyperlora_core.train.network import Network, group_of, spread_loss
 from hyperlora_core.train.sources import Sources
+from hyperlora_core.train.trained import Trained, read_checkpoint
 
 for package in ("accelerate", "diffusers", "transformers", "open_clip", "matplotlib"):
     pytest.importorskip(package)
@@ -123,7 +124,7 @@ def test_a_stage_changes_the_groups_it_names_and_no_others(trained, sources, nam
     # but for what has no gradient: a key's bias, had it one
     assert len(changed) > 0.9 * sum(group_of(key, SIZE.conditions) in short(name).stage.trains for key in first)
     for earlier in short(name).stage.start:  # what came before is where this one began
-        given = loop.trained_values(sources.root / earlier / loop.CHECKPOINT)
+        given = Trained(sources.root / earlier / loop.CHECKPOINT).values
         assert all(torch.equal(first[key.removeprefix("network.")], value) for key, value in given.items())
 
 
@@ -137,9 +138,9 @@ def test_killed_and_resumed_is_as_if_never_stopped(trained, sources, name):
 
     with pytest.raises(SystemExit):
         loop.train(stage.make_task(short(name), sources, name), short(name), folder, "cpu", progress=kill)
-    assert loop.read_checkpoint(folder / loop.CHECKPOINT)["step"] == 20
+    assert read_checkpoint(folder / loop.CHECKPOINT)["step"] == 20
     loop.train(stage.make_task(short(name), sources, name), short(name), folder, "cpu", resume=True)
-    whole, halves = (loop.read_checkpoint(path / loop.CHECKPOINT) for path in (sources.root / name, folder))
+    whole, halves = (read_checkpoint(path / loop.CHECKPOINT) for path in (sources.root / name, folder))
     assert whole["step"] == halves["step"] == SHORT["steps"]
     assert all(torch.equal(value, halves["module"][key]) for key, value in whole["module"].items())
     for one, other in zip(whole["ema"]["shadow_params"], halves["ema"]["shadow_params"], strict=True):
@@ -321,7 +322,7 @@ def another_precision():
 def test_precision_checkpointing_and_accumulation_together(trained, sources, tmp_path):
     changed = short("id-embedding", steps=2, batch=2, accumulation=2, precision="bf16", checkpointing=True)
     assert loop.train(stage.make_task(changed, sources, "x"), changed, tmp_path, "cpu") == 2
-    state = loop.read_checkpoint(tmp_path / loop.CHECKPOINT)
+    state = read_checkpoint(tmp_path / loop.CHECKPOINT)
     assert all(torch.isfinite(value).all() and value.dtype == torch.float32 for value in state["module"].values())
 
 

@@ -22,8 +22,9 @@ from ..files import folder_aside, written_aside
 from .config import LoopConfig
 from .data import Data, DataConfig, draw_data
 from .demo_face import OPSET
-from .loop import CHECKPOINT, Draw, load_trained
+from .loop import CHECKPOINT, Draw
 from .sources import Sources
+from .trained import Trained
 
 UNKNOWN = -100  # cross_entropy's label for "don't count"
 
@@ -141,7 +142,7 @@ def make_task(config: Config, sources: Sources, _name: str) -> AttributesTask:
 def export(sources: Sources, name: str, folder: Path) -> Path:
     """Write the trained network into the demo's folder; returns the file."""
     path = folder / ATTRIBUTE_MEASURE / FILE
-    write_onnx(load_trained(sources.root / name / CHECKPOINT, Config, lambda _config: Reading()).network, path)
+    write_onnx(Trained(sources.root / name / CHECKPOINT).fill(Reading()).network, path)
     return path
 
 

@@ -20,8 +20,9 @@ from ..demo.tokenizer import sdxl_tokenizers
 from .captions import face_caption, picture_caption, surroundings_caption
 from .config import LoopConfig
 from .data import Data, clip_input
-from .loop import CHECKPOINT, Draw, load_trained
+from .loop import CHECKPOINT, Draw
 from .sources import Sources
+from .trained import Trained
 
 VIEWS = ("picture", "face", "surroundings")
 
@@ -142,7 +143,8 @@ def make_task(config: Config, sources: Sources, _name: str) -> CLIPTask:
 
 def trained(root: Path) -> Contrast:
     """The trained pair, frozen."""
-    return load_trained(root / "clip" / CHECKPOINT, Config, lambda config: Contrast(config.clip))
+    checkpoint = Trained(root / "clip" / CHECKPOINT)
+    return checkpoint.fill(Contrast(checkpoint.config(Config).clip))
 
 
 def export(sources: Sources, _name: str, folder: Path) -> Path:

@@ -23,8 +23,9 @@ from ..evaluate.instruments import FACE_MEASURE
 from ..files import written_aside
 from ..locate import DEMO_FACES
 from .config import LoopConfig
-from .loop import CHECKPOINT, Draw, load_trained, load_trained_config
+from .loop import CHECKPOINT, Draw
 from .sources import Sources
+from .trained import Trained
 
 OPSET = 17
 DETECTOR, LANDMARKS, RECOGNITION, MEASURING = "detector", "landmarks", "recognition", "measuring"
@@ -248,10 +249,10 @@ def make_task(config: Config, sources: Sources, _name: str) -> _Task:
 
 def export(sources: Sources, name: str, folder: Path) -> Path:
     """Write the trained network of the stage `name` into the demo's folder; returns the file."""
-    checkpoint = sources.root / name / CHECKPOINT
-    kind = load_trained_config(checkpoint, Config).faces.network
-    path = folder / FILES[kind]
-    write_onnx(kind, load_trained(checkpoint, Config, make_module).network, path)
+    trained = Trained(sources.root / name / CHECKPOINT)
+    config = trained.config(Config)
+    path = folder / FILES[config.faces.network]
+    write_onnx(config.faces.network, trained.fill(make_module(config)).network, path)
     return path
 
 

@@ -28,9 +28,10 @@ from .config import LoopConfig
 from .data import SIZE, Data, pictures_to_model
 from .diffusion import Schedule, check_weights, face_weights, quick_attention
 from .features import FEATURES, RowCache, encode_pictures
-from .loop import CHECKPOINT, Draw, load_trained
+from .loop import CHECKPOINT, Draw
 from .sheets import sheet
 from .sources import Sources
+from .trained import Trained
 
 SHEET_SEED = 0
 BASE = "base"  # for UNetConfig.start
@@ -221,7 +222,7 @@ def make_task(config: Config, sources: Sources, _name: str) -> UNetTask:
 
 def trained(folder: Path) -> Denoising:
     """The model that a run in `folder` has trained, frozen."""
-    return load_trained(folder / CHECKPOINT, Config, lambda _config: Denoising())
+    return Trained(folder / CHECKPOINT).fill(Denoising())
 
 
 def export(sources: Sources, name: str, folder: Path) -> Path:

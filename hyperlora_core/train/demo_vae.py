@@ -18,9 +18,10 @@ from torch.nn import functional
 from ..demo import models, sdxl
 from .config import LoopConfig
 from .data import SIZE, Data, pictures_from_model, pictures_to_model
-from .loop import CHECKPOINT, Draw, load_trained
+from .loop import CHECKPOINT, Draw
 from .sheets import sheet
 from .sources import Sources
+from .trained import Trained
 
 START_PICTURES = 64
 
@@ -199,7 +200,8 @@ def make_task(config: Config, sources: Sources, _name: str) -> VAETask:
 
 def trained(root: Path) -> nn.Module:
     """The trained autoencoder as it was trained, frozen."""
-    return load_trained(root / "vae" / CHECKPOINT, Config, lambda config: Reconstruction(config.vae)).vae
+    checkpoint = Trained(root / "vae" / CHECKPOINT)
+    return checkpoint.fill(Reconstruction(checkpoint.config(Config).vae)).vae
 
 
 def export(sources: Sources, _name: str, folder: Path) -> Path:

@@ -26,8 +26,9 @@ from .config import LoopConfig
 from .denoising import BesideUNet, DenoisingTask, spread
 from .diffusion import check_weights
 from .drawn import open_photos
-from .loop import CHECKPOINT, Draw, trained_values
+from .loop import CHECKPOINT, Draw
 from .sheets import sheet
+from .trained import Trained
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
@@ -153,7 +154,7 @@ def make_task(config: Config, lora: LoRA, folder: str | Path, base: str | Path, 
 def tuned(lora: LoRA, folder: Path) -> LoRA:
     """What the run in `folder` made of `lora`, under the same names and in the same precision."""
     result = dict(lora)
-    for name, value in trained_values(folder / CHECKPOINT).items():
+    for name, value in Trained(folder / CHECKPOINT).values.items():
         matrix, _, key = name.partition(".")
         result[key + MATRICES[matrix]] = value.to(lora[key + MATRICES[matrix]].dtype)
     return result

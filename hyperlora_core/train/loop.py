@@ -26,8 +26,9 @@ from .. import packages
 from ..errors import HyperLoRAError
 from ..files import written_aside
 from ..precision import cpu_is_fast_in
-from .config import LoopConfig, check_same, flat, from_flat
+from .config import LoopConfig, check_same, flat
 from .curves import draw_curves
+from .trained import check_shapes, read_checkpoint
 
 PURPOSE = "Training"
 AUTO = "auto"  # for LoopConfig.precision
@@ -255,7 +256,7 @@ class _Run:
     def _load(self) -> None:
         state = read_checkpoint(self.checkpoint)
         check_same(json.loads(state["config"]), self.config, self.checkpoint)
-        _check_shapes(state["module"], self.trained, self.checkpoint)
+        check_shapes(state["module"], self.trained, self.checkpoint)
         with torch.no_grad():
             for name, value in state["module"].items():
                 self.trained[name].copy_(value)
@@ -307,44 +308,6 @@ def statistics(module: nn.Module) -> dict[str, Tensor]:
         if any(p.requires_grad for p in layer.parameters())
         for key, value in layer.named_buffers()
     }
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read checkpoint.pt as it is. Raises HyperLoRAError when it isn't there or is damaged."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise HyperLoRAError(f"There is no {path}: train that model first.") from error
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
-        raise HyperLoRAError(f"{path} can't be read as a checkpoint: delete it and train again.") from error
-
-
-def trained_values(path: Path) -> dict[str, Tensor]:
-    """The trained tensors of a checkpoint by name: their moving average where there is one."""
-    state = read_checkpoint(path)
-    values = state["ema"]["shadow_params"] if state["ema"] is not None else state["module"].values()
-    return dict(zip(state["module"], values, strict=True))
-
-
-def load_trained_config(path: Path, kind: type) -> Any:
-    """The config that a checkpoint was trained with, of the dataclass `kind`."""
-    return from_flat(kind, json.loads(read_checkpoint(path)["config"]), path)
-
-
-def load_trained(path: Path, kind: type, build: Callable[[Any], nn.Module]) -> nn.Module:
-    """Build the module that a checkpoint is of, frozen, with its trained values.
-
-    `build(config)` makes it untrained from the checkpoint's own config, of the dataclass `kind`.
-    """
-    module, given = build(load_trained_config(path, kind)), trained_values(path)
-    _check_shapes(given, {name: p for name, p in module.named_parameters() if p.requires_grad}, path)
-    module.load_state_dict(given | read_checkpoint(path).get("statistics", {}), strict=False)
-    return module.eval().requires_grad_(False)
-
-
-def _check_shapes(given: dict[str, Tensor], wanted: dict[str, Tensor], path: Path) -> None:
-    if {name: value.shape for name, value in given.items()} != {name: value.shape for name, value in wanted.items()}:
-        raise HyperLoRAError(f"{path} holds another network than this version trains. Train into another folder.")
 
 
 @contextmanager

@@ -22,10 +22,11 @@ from . import stage
 from .config import LoopConfig
 from .drawn import open_photos
 from .features import FEATURES, token_cache
-from .loop import CHECKPOINT, Draw, load_trained_config, trained_values
+from .loop import CHECKPOINT, Draw
 from .network import Network
 from .people import PEOPLE, learned_people, trained_coefficients, with_room
 from .sources import Sources
+from .trained import Trained
 
 if TYPE_CHECKING:
     from .photos import Photos
@@ -162,11 +163,10 @@ def make_task(config: Config, sources: Sources, name: str) -> ReaderTask:
     photos, vision = open_photos(sources.data), VisionEncoder.load(sources.clip)
     unet = load_pipeline(sources.base, device="cpu").unet
     network = stage.start_network(config.hyperlora, config.loop.seed, unet, sources.root, config.reader.start)
-    checkpoint = sources.root / config.reader.start[-1] / CHECKPOINT
-    people = load_trained_config(checkpoint, stage.Config).people
-    own = trained_coefficients(trained_values(checkpoint))
+    last = Trained(sources.root / config.reader.start[-1] / CHECKPOINT)
+    people, own = last.config(stage.Config).people, trained_coefficients(last.values)
     if people is None or own is None:
-        raise HyperLoRAError(f"{checkpoint} holds no people's own coefficients: reader.start must end with id-people.")
+        raise HyperLoRAError(f"{last.path} holds no people's own coefficients: reader.start must end with id-people.")
     known = learned_people(photos.people, people), own
     return ReaderTask(config, photos, vision, network, known, sources.data / FEATURES)
 
@@ -193,8 +193,7 @@ def check(config: Config) -> None:
 
 def export(sources: Sources, name: str, folder: Path) -> Path:
     """Write the checkpoint folder of the reader and of the stages before it; returns it."""
-    checkpoint = sources.root / name / CHECKPOINT
-    config = load_trained_config(checkpoint, Config)
+    config = Trained(sources.root / name / CHECKPOINT).config(Config)
     unet, start = load_pipeline(sources.base, device="cpu").unet, (*config.reader.start, name)
     network = stage.start_network(config.hyperlora, config.loop.seed, unet, sources.root, start)
     for condition in set(CONDITIONS) - set(config.reader.conditions):

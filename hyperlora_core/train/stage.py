@@ -43,12 +43,13 @@ from .denoising import BesideUNet, DenoisingTask, spread
 from .diffusion import check_weights
 from .drawn import open_photos
 from .features import FEATURES, RowCache, see, token_cache
-from .loop import CHECKPOINT, Draw, load_trained_config, trained_values
+from .loop import CHECKPOINT, Draw
 from .network import GROUPS, Network, joined, spread_loss
 from .people import CODES, PEOPLE, FreeCoefficients, PeopleConfig, check_people
 from .pulid import CrossAttentions, PuLID, PuLIDConfig, Seen, check_pulid, make_pulid
 from .sheets import sheet
 from .sources import Sources
+from .trained import Trained
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
@@ -362,7 +363,7 @@ def check(config: Config) -> None:
 def take_over(network: Network, checkpoint: Path) -> None:
     """Copy what a stage trained (its moving average, where it kept one) into `network`."""
     own = dict(network.named_parameters(prefix="network"))
-    for name, value in trained_values(checkpoint).items():
+    for name, value in Trained(checkpoint).values.items():
         if name.startswith("people."):
             continue  # nobody's but the training people's
         if name not in own or own[name].shape != value.shape:
@@ -375,7 +376,7 @@ def take_over(network: Network, checkpoint: Path) -> None:
 def export(sources: Sources, name: str, folder: Path) -> Path:
     """Write the checkpoint folder of the stage `name` and of those before it; returns it."""
     checkpoint = sources.root / name / CHECKPOINT
-    config = load_trained_config(checkpoint, Config)
+    config = Trained(checkpoint).config(Config)
     if PEOPLE in config.stage.conditions:
         raise HyperLoRAError(
             f"{checkpoint} reads no photos: fit a reader to it (hyperlora train id-reader) and export that."

@@ -246,6 +246,26 @@ def test_bad_masks(server, two, halves):
     fails(server, crowd(two, [halves[0], halves[0]], PROMPTS), "100% on another person's", "Blend Identities")
 
 
+def test_a_mask_for_each_picture(server, two, halves):
+    """The person is on the left of the first picture and on the right of the second."""
+
+    def masked(batch: int) -> dict:
+        graph = crowd(two[:1], halves[:1], PROMPTS[:1], width=2 * SIDE, batch=batch)
+        for i, half in enumerate(halves):
+            graph[f"50{i}"] = {"class_type": "LoadImage", "inputs": {"image": half}}
+        graph["502"] = {"class_type": "ImageBatch", "inputs": {"image1": ["500", 0], "image2": ["501", 0]}}
+        graph[ids(0)["mask"]] = {"class_type": "ImageToMask", "inputs": {"image": ["502", 0], "channel": "red"}}
+        return graph
+
+    graph = masked(2)
+    painted, plain = server.run(graph).pictures(), server.run(without_people(graph)).pictures()
+    for picture, without, (own, other) in zip(painted, plain, ((0, SIDE), (SIDE, 0)), strict=True):
+        changed = [difference(picture[:, x : x + SIDE], without[:, x : x + SIDE]) for x in (own, other)]
+        assert changed[0] > 1.3 * changed[1]
+    for pictures in (1, 3):
+        fails(server, masked(pictures), "2 masks", f"{pictures} picture", "as many masks as pictures")
+
+
 def test_a_person_for_another_model(server, two, halves):
     """Seen by the sampler, which is the first to know the model; core would paint on without the person."""
     hyper = load_hyperlora(FIXTURES / "with_base")

@@ -1,0 +1,52 @@
+"""What a training left in its checkpoint: the config it went by, and the values it came to."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import HyperLoRAError
+from .config import from_flat
+
+
+class Trained:
+    """A checkpoint.pt, read once. Raises HyperLoRAError when it isn't there or is damaged."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._state = read_checkpoint(path)
+
+    @property
+    def values(self) -> dict[str, Tensor]:
+        """The trained tensors by name: their moving average where there is one."""
+        names, ema = self._state["module"], self._state["ema"]
+        return dict(zip(names, names.values() if ema is None else ema["shadow_params"], strict=True))
+
+    def config(self, kind: type) -> Any:
+        """The config that was trained with, of the dataclass `kind`."""
+        return from_flat(kind, json.loads(self._state["config"]), self.path)
+
+    def fill(self, module: nn.Module) -> nn.Module:
+        """Give a module that was built as the trained one its values, and freeze it."""
+        values = self.values
+        check_shapes(values, {name: p for name, p in module.named_parameters() if p.requires_grad}, self.path)
+        module.load_state_dict(values | self._state.get("statistics", {}), strict=False)
+        return module.eval().requires_grad_(False)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read checkpoint.pt as it is. Raises HyperLoRAError when it isn't there or is damaged."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise HyperLoRAError(f"There is no {path}: train that model first.") from error
+    except (OSError, RuntimeError, EOFError, ValueError) as error:
+        raise HyperLoRAError(f"{path} can't be read as a checkpoint: delete it and train again.") from error
+
+
+def check_shapes(given: dict[str, Tensor], wanted: dict[str, Tensor], path: Path) -> None:
+    """Raise HyperLoRAError unless a checkpoint holds what is to be filled."""
+    if {name: value.shape for name, value in given.items()} != {name: value.shape for name, value in wanted.items()}:
+        raise HyperLoRAError(f"{path} holds another network than this version trains. Train into another folder.")
