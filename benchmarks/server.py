@@ -10,13 +10,26 @@ from .speed.machine import ROOT
 
 sys.path += [str(ROOT / "tests"), str(ROOT / "tests" / "host")]
 
+from again import after, one
 from comfyui import ComfyUI
 from crowds import SIDE, column, crowd
 from find import find_hosts
-from graphs import demo
-from people import photo_of
+from graphs import demo, nodes_of
+from people import photo_of, side_by_side
 
-__all__ = ["SIDE", "ComfyUI", "column", "crowd", "demo", "own_server", "photo_of"]
+__all__ = [
+    "SIDE",
+    "ComfyUI",
+    "after",
+    "column",
+    "crowd",
+    "demo",
+    "nodes_of",
+    "one",
+    "own_server",
+    "photo_of",
+    "side_by_side",
+]
 
 
 @contextmanager

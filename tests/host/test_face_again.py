@@ -1,51 +1,17 @@
 """A face painted again and nothing else of the picture, for one person and for each of several, on the demo's models."""
 
-import copy
-
 import numpy as np
 import pytest
+from again import after, one
 from bad_inputs import assert_sentence
 from graphs import nodes_of
 from people import photo_of, side_by_side
 from PIL import Image
-from test_templates import on_demo, read
 
 from hyperlora_core.evaluate.instruments import FACE_MEASURE, MeasuringNetwork
 from hyperlora_core.locate import demo_folder, open_encoder
 
-NAME = "08_change_only_the_face"
 PEOPLE = 4, 5  # who come into the picture
-
-
-def one(server, person: int, picture: Image.Image, face: str, seed: int = 1) -> dict:
-    """The template on the demo's models, as long as it is used."""
-    photo = server.upload(photo_of(person), f"again_{person}.png")
-    graph = read(f"api/{NAME}.json")
-    (steps,) = (graph[node]["inputs"]["steps"] for node in nodes_of(graph, "KSampler"))
-    graph = on_demo(graph, [photo, server.upload(picture, "again_picture.png")])
-    for node in nodes_of(graph, "KSampler"):
-        graph[node]["inputs"] |= {"steps": steps, "seed": seed}
-    for node in nodes_of(graph, "HyperLoRADetectFaces"):
-        graph[node]["inputs"]["face"] = face
-    for node in nodes_of(graph, "HyperLoRAApply"):
-        graph[node]["inputs"]["mode"] = "guide"
-    for node in nodes_of(graph, "HyperLoRATriggerPrompt"):
-        graph[node]["inputs"]["prompt"] = "portrait of a person"  # in the demo model's words
-    return graph
-
-
-def after(first: dict, second: dict) -> dict:
-    """Both, the second on the picture that the first gives."""
-    (pasted,) = nodes_of(first, "ImageCompositeMasked")
-    (save,) = nodes_of(first, "SaveImage")
-    both = {name: node for name, node in copy.deepcopy(first).items() if name != save}
-    (original,) = {tuple(second[node]["inputs"]["image"]) for node in nodes_of(second, "HyperLoRADetectFaces")}
-    for name, node in copy.deepcopy(second).items():
-        for key, value in node["inputs"].items():
-            if isinstance(value, list):
-                node["inputs"][key] = [pasted, 0] if tuple(value) == original else [f"second_{value[0]}", value[1]]
-        both[f"second_{name}"] = node
-    return both
 
 
 def saved(server, graph: dict) -> np.ndarray:
@@ -68,7 +34,8 @@ def test_each_person_in_the_picture_becomes_one_of_their_own(server, strangers):
         return np.stack([faces.embed(half) @ wanted.T for half in np.split(picture, 2, axis=1)])
 
     given = np.asarray(strangers)
-    left, right = (one(server, person, strangers, side) for person, side in zip(PEOPLE, ("left", "right"), strict=True))
+    sides = zip(PEOPLE, ("left", "right"), strict=True)
+    left, right = (one(server, photo_of(person), strangers, side) for person, side in sides)
     only_left = saved(server, left)
     assert np.abs(only_left[:, 128:].astype(int) - given[:, 128:]).max() <= 1, "the other one's half has changed"
     both = saved(server, after(left, right))
@@ -83,7 +50,7 @@ def test_each_person_in_the_picture_becomes_one_of_their_own(server, strangers):
 def test_a_picture_without_a_face_is_told(server):
     """The template would otherwise hand back the picture as it was."""
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (128, 128, 3), np.uint8))
-    graph = one(server, 0, noise, "largest")
+    graph = one(server, photo_of(0), noise, "largest")
     result = server.run(graph)
     assert result.error and not result.outputs.get(*nodes_of(graph, "SaveImage"))
     assert_sentence(result.error, ("No face was found in Picture 1",))

@@ -8,21 +8,17 @@ import urllib.request
 import numpy as np
 import pytest
 from comfyui import RefusedError
+from graphs import SMALL, WORKFLOWS, on_demo, read
 from people import photo_of
 from PIL import Image
-from places import FIXTURES, ROOT
+from places import FIXTURES
 
-FOLDER = ROOT / "workflows"
-NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
+NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
 PYTHON_TYPES = {"INT": int, "FLOAT": (int, float), "STRING": str, "BOOLEAN": bool}
 FILE_INPUTS = {"ckpt_name", "checkpoint", "face_pack", "control_net_name"}
 CHOICES_OF_PEERS = {"instantid_file", "pulid_file", "model_name", "sampler_name", "scheduler"}  # not in the fixture
 PEERS = json.loads((FIXTURES / "peer_nodes.json").read_text(encoding="utf-8"))
 PEER_NODES = {kind: definition for pack in PEERS for kind, definition in pack["nodes"].items()}
-
-
-def read(path: str) -> dict:
-    return json.loads((FOLDER / path).read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +47,7 @@ OUTDATED = "is not up to date: python workflows/build.py --server URL"
 
 @pytest.mark.parametrize("name", NAMES)
 def test_files_are_what_build_makes(definitions, name, monkeypatch):
-    monkeypatch.syspath_prepend(FOLDER)
+    monkeypatch.syspath_prepend(WORKFLOWS)
     texts = importlib.import_module("build").files(definitions)
     built, shipped = json.loads(texts[f"api/{name}.json"]), read(f"api/{name}.json")
     assert built.keys() == shipped.keys(), f"api/{name}.json {OUTDATED}"
@@ -124,29 +120,7 @@ def test_lacks_nothing_but_the_weights(server, name):
     assert {problem["extra_info"]["input_name"] for problem in problems} <= FILE_INPUTS
 
 
-SMALL = 128  # px, what the demo model paints
 NEEDS_A_FILE = {"ControlNetLoader"}
-
-
-def on_demo(workflow: dict, photos: list[str]) -> dict:
-    """The same steps on the shipped models: smaller, shorter, with drawn people."""
-    for node in workflow.values():
-        inputs = node["inputs"]
-        if node["class_type"] == "CheckpointLoaderSimple":
-            node |= {"class_type": "HyperLoRALoadDemo", "inputs": {}}  # its outputs stand in the same order
-        elif node["class_type"] == "LoadImage":
-            inputs["image"] = photos.pop(0)
-        elif node["class_type"] == "HyperLoRASaveIdentity":
-            inputs["overwrite"] = True
-        for name, value in {"checkpoint": "demo (shipped)", "face_pack": "demo (shipped)", "steps": 2}.items():
-            if name in inputs:
-                inputs[name] = value
-        for name in ("width", "height"):
-            if isinstance(inputs.get(name), int) and node["class_type"] != "SolidMask":
-                inputs[name] = SMALL
-        if "megapixels" in inputs:
-            inputs["megapixels"] = SMALL**2 / 1024**2
-    return workflow
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "demo"])
@@ -187,6 +161,6 @@ def test_demo_paints_the_person_that_its_note_offers(server):
     workflow = read("api/demo.json")
     (photo,) = (node for node in workflow.values() if node["class_type"] == "LoadImage")
     photo["inputs"]["image"] = server.upload(
-        (FOLDER / "hyperlora_demo_person.png").read_bytes(), "hyperlora_demo_person.png"
+        (WORKFLOWS / "hyperlora_demo_person.png").read_bytes(), "hyperlora_demo_person.png"
     )
     assert server.run(workflow).picture().shape == (128, 128, 3)
