@@ -123,7 +123,7 @@ class Basis(nn.Module):
     def _stacked(self, names: Sequence[str], coefficients: Tensor) -> Iterator[tuple[Sequence[int], Tensor]]:
         for rows in self._rows_alike(names):
             basis = laid_together([self.get_parameter(names[row]) for row in rows])  # (rows, K, a, b)
-            vectors = coefficients[..., rows, :].movedim(-2, 0).to(coefficients)  # (rows, ..., K)
+            vectors = coefficients[..., rows, :].movedim(-2, 0)  # (rows, ..., K)
             flat = vectors.reshape(len(rows), -1, self.size)  # (rows, n, K)
             mixed = torch.bmm(flat, basis.flatten(2).to(coefficients.dtype))  # (rows, n, a * b)
             if self.eight_bit:
@@ -143,8 +143,8 @@ class Basis(nn.Module):
 
 
 def is_gpu(device: torch.device) -> bool:
-    """Whether work is queued for the device, so that many small calls wait for each other's start."""
-    return device.type != "cpu"
+    """Of NVIDIA or AMD, where memory is addressed as `laid_together` needs it."""
+    return device.type == "cuda"
 
 
 def laid_together(tensors: Sequence[nn.Parameter]) -> Tensor:
