@@ -18,7 +18,7 @@ from tqdm import tqdm
 from hyperlora_core.evaluate.instruments import FACE_MEASURE, MeasuringNetwork
 from hyperlora_core.locate import DEMO, demo_folder, open_encoder
 
-from .server import SIDE, after, nodes_of, one, own_server, photo_of, side_by_side
+from .server import SIDE, nodes_of, one_after_another, own_server, photo_of, side_by_side, with_face_of
 
 CHANCE = 0.5  # of two people the face is more like its own
 SIDES = ("left", "right")
@@ -43,7 +43,9 @@ def main() -> int:
             picture = side_by_side(*(photo_of(person, size=SIDE) for person in here))
             photos = [photo_of(person) for person in new]
             wanted = network.embed_all([np.asarray(photo) for photo in photos])
-            graph = after(*(one(server, photo, picture, side) for photo, side in zip(photos, SIDES, strict=True)))
+            graph = one_after_another(
+                *(with_face_of(server, photo, picture, side) for photo, side in zip(photos, SIDES, strict=True))
+            )
             result = server.run(graph)
             if result.error:
                 raise SystemExit(result.error)

@@ -9,7 +9,6 @@ The photos are those of the training. The share is what of the coefficients' squ
 
 import argparse
 import dataclasses
-import json
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -24,7 +23,7 @@ from hyperlora_core.train import reader, stage
 from hyperlora_core.train.config import config_path, load_config
 from hyperlora_core.train.loop import CHECKPOINT, Draw
 from hyperlora_core.train.sources import Sources
-from hyperlora_core.train.trained import Trained, read_checkpoint
+from hyperlora_core.train.trained import Trained
 
 NONE, MEAN, OTHER, RIGHT = "no LoRA", "the mean person's", "another person's", "the right person's"
 BANDS = (0, 350, 600, 800, 1000)  # steps of the noise schedule
@@ -35,12 +34,13 @@ def trained_stage(sources: Sources, name: str) -> stage.StageTask:
     """The stage with what it has learned so far; every picture is one to reconstruct. A reader is looked at as the stage
     id-embedding would begin with it."""
     checkpoint = sources.root / name / CHECKPOINT
-    if "reader.start" in json.loads(read_checkpoint(checkpoint)["config"]):
-        given = Trained(checkpoint).config(reader.Config)
+    trained = Trained(checkpoint)
+    if "reader.start" in trained.settings:
+        given = trained.config(reader.Config)
         shipped = load_config(config_path("id-embedding", "cpu", "cpu"), stage.Config).stage
         config = stage.Config(given.loop, given.hyperlora, dataclasses.replace(shipped, start=given.reader.start))
     else:
-        config = Trained(checkpoint).config(stage.Config)
+        config = trained.config(stage.Config)
     only = dataclasses.replace(config.stage, scenarios=(1.0, 0.0, 0.0), base_off=1.0, spread=0.0)
     task = stage.make_task(dataclasses.replace(config, stage=only, pulid=None), sources, name)
     stage.take_over(task.module.network, checkpoint)

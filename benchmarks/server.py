@@ -10,7 +10,7 @@ from .speed.machine import ROOT
 
 sys.path += [str(ROOT / "tests"), str(ROOT / "tests" / "host")]
 
-from again import after, one
+from again import one_after_another, with_face_of
 from comfyui import ComfyUI
 from crowds import SIDE, column, crowd
 from find import find_hosts
@@ -20,15 +20,15 @@ from people import photo_of, side_by_side
 __all__ = [
     "SIDE",
     "ComfyUI",
-    "after",
     "column",
     "crowd",
     "demo",
     "nodes_of",
-    "one",
+    "one_after_another",
     "own_server",
     "photo_of",
     "side_by_side",
+    "with_face_of",
 ]
 
 

@@ -4,6 +4,7 @@ Down and up matrices are mixed apart, each by a row of the coefficients of its o
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ PROJECTIONS = ("to_q", "to_k", "to_v", "to_out")  # of one attention module, in 
 SIDES = ("down", "up")
 VECTORS_PER_MODULE = len(SIDES) * len(PROJECTIONS)
 SCALE = 0.5  # alpha / rank, in both branches
-LARGEST_STACK = 64  # tensors; of SDXL's larger ones 170 MB in fp16
+LARGEST_STACK = 32  # tensors, of SDXL at most 134 MB in fp16: room that mixing needs beside the basis
 
 LoRA = dict[str, Tensor]
 
@@ -31,14 +32,14 @@ class Basis(nn.Module):
     """K low-rank matrices per linear: `{i}.{projection}.{branch}_down_basis` [K, in, r] and `_up_basis` [K, r, out].
 
     In main memory the tensors stay as they are in the file (memory-mapped, in its precision), and one at a time is brought
-    to fp32 while it is mixed, on a GPU to the coefficients' precision. There, where calling a product takes longer than the product
-    itself, tensors of one shape are laid behind each other and mixed together.
+    to fp32 while it is mixed. On a GPU they are mixed in the coefficients' precision, many of one shape in one product.
     In 8 bits a tensor has a scale [in, r] or [r, out], see eight_bit.py.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], module_names: Sequence[str]):
         super().__init__()
         self.module_names = tuple(module_names)
+        self._at_home: dict[str, Tensor] = {}  # where the tensors were in main memory, while they are on a device
         for name, tensor in tensors.items():
             self.register_parameter(name.replace(".", "/"), nn.Parameter(tensor, requires_grad=False))
 
@@ -65,24 +66,10 @@ class Basis(nn.Module):
         """K, the number of matrices that are mixed."""
         return self.tensor(0, "to_q", "id", "down").shape[0]
 
-    def products(self, coefficients: Tensor, branch: str) -> Iterator[tuple[Sequence[int], Tensor]]:
-        """coefficients [..., 8 * modules, K] -> some rows of them, and what each mixes: [rows, ..., in, r] or [rows, ..., r, out].
-
-        Every row comes once, on the coefficients' device and in their precision; gradients go through.
-        """
-        names = self._names(branch)
-        if self._in_stacks(names[0], coefficients):
-            yield from self._stacked(names, coefficients)
-            return
-        # a processor is slow in mixing half precisions, and slower still in converting one to the other
-        learns = torch.is_grad_enabled()
-        mixable = coefficients if learns or coefficients.device.type != "cpu" else coefficients.float()
-        convert = _Converter(self, mixable)
-        for row, (name, vectors) in enumerate(zip(names, mixable.unbind(-2), strict=True)):
-            basis = convert(self.get_parameter(name))  # (K, a, b)
-            mixed = (vectors @ basis.flatten(1)).unflatten(-1, basis.shape[1:])  # (..., K) x (K, a * b) -> (..., a, b)
-            scale = self._parameters.get(scale_name(name))
-            yield [row], (mixed if scale is None else mixed * scale.to(mixed.device)).to(coefficients.dtype)[None]
+    def mixed(self, coefficients: Tensor, branch: str) -> dict[str, tuple[Tensor, Tensor]]:
+        """coefficients [..., 8 * modules, K] -> LoRA key -> down [..., in, r], up [..., r, out]; gradients go through."""
+        products = self.products(coefficients, branch)
+        return self._by_key({row: side for rows, mixed in products for row, side in zip(rows, mixed, strict=True)})
 
     def mix(self, coefficients: Tensor, branch: str) -> LoRA:
         """coefficients [8 * modules, K] -> LoRA of the branch, on the coefficients' device and in their precision."""
@@ -93,6 +80,51 @@ class Basis(nn.Module):
         """coefficients [n, 8 * modules, K] -> n LoRAs, in one pass over the basis."""
         return self._loras(self.products(coefficients, branch), len(coefficients))
 
+    def products(self, coefficients: Tensor, branch: str) -> Iterator[tuple[Sequence[int], Tensor]]:
+        """coefficients [..., 8 * modules, K] -> some rows of them, and what each mixes: [rows, ..., in, r] or [rows, ..., r, out].
+
+        Every row comes once, on the coefficients' device.
+        """
+        names = self._names(branch)
+        device, learns = self.get_parameter(names[0]).device, torch.is_grad_enabled()
+        # a gradient would keep the stacks, which are copies of the basis
+        if is_gpu(device) and device == coefficients.device and not learns:
+            yield from self._stacked(names, coefficients)
+            return
+        # a processor is slow in mixing half precisions, and slower still in converting one to the other
+        in_fp32 = coefficients.device.type == "cpu" and not learns
+        mixable = coefficients.float() if in_fp32 else coefficients
+        convert = _Converter(self, mixable)
+        for row, (name, vectors) in enumerate(zip(names, mixable.unbind(-2), strict=True)):
+            basis = convert(self.get_parameter(name))  # (K, a, b)
+            mixed = (vectors @ basis.flatten(1)).unflatten(-1, basis.shape[1:])  # (..., K) x (K, a * b) -> (..., a, b)
+            scale = self._parameters.get(scale_name(name))
+            if scale is not None:
+                mixed = mixed * scale.to(mixed.device)
+            yield [row], (mixed if learns else mixed.to(coefficients.dtype))[None]
+
+    def _stacked(self, names: Sequence[str], coefficients: Tensor) -> Iterator[tuple[Sequence[int], Tensor]]:
+        """Tensors of one shape in one product: the products alone are short beside the calls that start them."""
+        for rows in self._rows_alike(names):
+            basis = torch.stack([self.get_parameter(names[row]) for row in rows])  # (rows, K, a, b)
+            vectors = coefficients[..., rows, :].movedim(-2, 0)  # (rows, ..., K)
+            flat = vectors.reshape(len(rows), -1, self.size)  # (rows, n, K)
+            mixed = torch.bmm(flat, basis.flatten(2).to(coefficients.dtype))  # (rows, n, a * b)
+            if self.eight_bit:
+                scales = torch.stack([self.get_parameter(scale_name(names[row])) for row in rows])  # (rows, a, b)
+                mixed = (mixed * scales.flatten(1)[:, None]).to(mixed.dtype)
+            yield rows, mixed.view(*vectors.shape[:-1], *basis.shape[2:])
+
+    def _rows_alike(self, names: Sequence[str]) -> Iterator[list[int]]:
+        """Of one shape and precision, at most LARGEST_STACK at a time."""
+        alike: dict[tuple[torch.Size, torch.dtype], list[int]] = {}
+        for row, name in enumerate(names):
+            tensor = self.get_parameter(name)
+            alike.setdefault((tensor.shape, tensor.dtype), []).append(row)
+        for rows in alike.values():
+            for start in range(0, len(rows), LARGEST_STACK):
+                yield rows[start : start + LARGEST_STACK]
+
     def _loras(self, products: Iterator[tuple[Sequence[int], Tensor]], people: int) -> list[LoRA]:
         sides: dict[int, Sequence[Tensor]] = {}  # row -> each person's
         for rows, mixed in products:
@@ -102,11 +134,15 @@ class Basis(nn.Module):
             for i, row in enumerate(rows):
                 sides[row] = apart[i * people : (i + 1) * people]
         loras: list[LoRA] = [{} for _ in range(people)]
-        for i, key in enumerate(self.keys):
-            for lora, down, up in zip(loras, sides[2 * i], sides[2 * i + 1], strict=True):
+        for key, (downs, ups) in self._by_key(sides).items():
+            for lora, down, up in zip(loras, downs, ups, strict=True):
                 lora[f"{key}.lora_down.weight"], lora[f"{key}.lora_up.weight"] = down, up  # [r, in], [out, r]
                 lora[f"{key}.alpha"] = torch.tensor(down.shape[0] * SCALE)
         return loras
+
+    def _by_key(self, sides: Mapping[int, Any]) -> dict[str, tuple[Any, Any]]:
+        """LoRA key -> what its down and its up row have."""
+        return {key: (sides[2 * i], sides[2 * i + 1]) for i, key in enumerate(self.keys)}
 
     def _names(self, branch: str) -> list[str]:
         """The branch's tensors, in the order of the coefficients' rows."""
@@ -115,48 +151,25 @@ class Basis(nn.Module):
             _basis_name(i, projection, branch, side) for i in modules for projection in PROJECTIONS for side in SIDES
         ]
 
-    def _in_stacks(self, name: str, coefficients: Tensor) -> bool:
-        """Not where gradients go through: an optimizer holds the tensors as they are."""
-        tensor = self.get_parameter(name)
-        return is_gpu(tensor.device) and tensor.device == coefficients.device and not tensor.requires_grad
-
-    def _stacked(self, names: Sequence[str], coefficients: Tensor) -> Iterator[tuple[Sequence[int], Tensor]]:
-        for rows in self._rows_alike(names):
-            basis = laid_together([self.get_parameter(names[row]) for row in rows])  # (rows, K, a, b)
-            vectors = coefficients[..., rows, :].movedim(-2, 0)  # (rows, ..., K)
-            flat = vectors.reshape(len(rows), -1, self.size)  # (rows, n, K)
-            mixed = torch.bmm(flat, basis.flatten(2).to(coefficients.dtype))  # (rows, n, a * b)
-            if self.eight_bit:
-                scales = laid_together([self.get_parameter(scale_name(names[row])) for row in rows])  # (rows, a, b)
-                mixed = (mixed * scales.flatten(1)[:, None]).to(mixed.dtype)
-            yield rows, mixed.view(*vectors.shape[:-1], *basis.shape[2:])
-
-    def _rows_alike(self, names: Sequence[str]) -> Iterator[list[int]]:
-        """Of one shape and precision. At most LARGEST_STACK: what is laid together needs its room twice for a moment."""
-        alike: dict[tuple[torch.Size, torch.dtype], list[int]] = {}
-        for row, name in enumerate(names):
-            tensor = self.get_parameter(name)
-            alike.setdefault((tensor.shape, tensor.dtype), []).append(row)
-        for rows in alike.values():
-            for start in range(0, len(rows), LARGEST_STACK):
-                yield rows[start : start + LARGEST_STACK]
+    def _apply(self, fn, recurse=True):
+        """Moved to a device and back, the tensors come back to where they were: mapped from their file, and nothing is copied."""
+        probes = [torch.empty(0, dtype=dtype) for dtype in {tensor.dtype for tensor in self.parameters()}]
+        moved = [fn(probe) for probe in probes]
+        if any(after.dtype != probe.dtype for after, probe in zip(moved, probes, strict=True)):
+            self._at_home = {}
+        elif moved[0].device.type == "cpu":
+            if self._at_home:
+                for name, tensor in self._at_home.items():
+                    self.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
+                self._at_home = {}
+                return self
+        elif all(tensor.device.type == "cpu" and not tensor.requires_grad for tensor in self.parameters()):
+            self._at_home = {name: tensor.data for name, tensor in self.named_parameters()}
+        return super()._apply(fn, recurse)
 
 
 def is_gpu(device: torch.device) -> bool:
-    """Of NVIDIA or AMD, where memory is addressed as `laid_together` needs it."""
-    return device.type == "cuda"
-
-
-def laid_together(tensors: Sequence[nn.Parameter]) -> Tensor:
-    """Tensors of one shape and precision -> [n, *shape] of the same memory; they are moved there unless they lie so."""
-    first, size = tensors[0], tensors[0].nbytes
-    begins, start = first.data_ptr(), first.storage_offset() * first.itemsize
-    inside = start + len(tensors) * size <= first.untyped_storage().nbytes()
-    if not (inside and all(tensor.data_ptr() == begins + i * size for i, tensor in enumerate(tensors))):
-        stack = torch.stack([tensor.detach() for tensor in tensors])
-        for i, tensor in enumerate(tensors):
-            tensor.data = stack[i]
-    return first.data.as_strided((len(tensors), *first.shape), (first.numel(), *first.stride()))
+    return device.type != "cpu"
 
 
 def _basis_name(module: int, projection: str, branch: str, side: str) -> str:

@@ -13,6 +13,7 @@ import torch
 
 from ..hyperlora_core import HyperLoRA, VisionEncoder, load_hyperlora
 from ..hyperlora_core.basis import Basis
+from ..hyperlora_core.hyperlora import where_it_is
 from ..hyperlora_core.precision import fast_half
 
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -53,12 +54,17 @@ def automatic_precision(device: torch.device) -> torch.dtype:
     return torch.float16 if comfy.model_management.should_use_fp16(device) else torch.float32
 
 
+def patcher_of(module: torch.nn.Module) -> type:
+    """Core's usual one, but for the basis: dynamic VRAM casts layer by layer, and would bring all of the basis for each LoRA."""
+    return comfy.model_patcher.ModelPatcher if isinstance(module, Basis) else comfy.model_patcher.CoreModelPatcher
+
+
 def hand_over(
     owner: HyperLoRA | VisionEncoder, modules: list[torch.nn.Module]
 ) -> list[comfy.model_patcher.ModelPatcher]:
     """Let the host move the owner's modules: from now on it brings one onto the device before each use."""
     patchers = {
-        module: comfy.model_patcher.CoreModelPatcher(
+        module: patcher_of(module)(
             module,
             load_device=comfy.model_management.get_torch_device(),
             offload_device=comfy.model_management.unet_offload_device(),
@@ -67,16 +73,20 @@ def hand_over(
     }
 
     def bring(module: torch.nn.Module) -> torch.device:
+        device = patchers[module].load_device
         try:
             comfy.model_management.load_models_gpu([patchers[module]])
-        except comfy.model_management.OOM_EXCEPTION:
-            if not isinstance(module, Basis):
+            there = where_it_is(module).type == device.type
+        except Exception as error:
+            if not (isinstance(module, Basis) and comfy.model_management.is_oom(error)):
                 raise
-            # it comes tensor by tensor while it is mixed: slower, but there is always room for one
             patchers[module].detach()
             comfy.model_management.soft_empty_cache()
-            logging.warning("HyperLoRA: no room on the device for the basis, so it is mixed from main memory, slower.")
-        return patchers[module].load_device
+            there = False
+        if isinstance(module, Basis) and not there:
+            # it comes tensor by tensor while it is mixed: there is always room for one
+            logging.warning(f"HyperLoRA: no room on {device} for the basis: it is mixed from main memory, slower.")
+        return device
 
     owner.bring = bring
     return list(patchers.values())

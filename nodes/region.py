@@ -110,9 +110,7 @@ class HyperLoRARegion(io.ComfyNode):
         for hook in hooks.hooks:
             hook.custom_should_register = MustFit(lora)
         if mask is not None:
-            hooks.add(
-                comfy.hooks.TransformerOptionsHook({"wrappers": {WrappersMP.SAMPLER_SAMPLE: {MARK: [masks_fit]}}})
-            )
+            hooks.add(MASKS_FIT)
             mask = region_mask(
                 mask, [entry[1]["mask"] for entry in positive if MARK in entry[1] and "mask" in entry[1]]
             )
@@ -130,17 +128,21 @@ class MustFit:
         return True
 
 
-def masks_fit(executor, guider, sigmas, extra_args, callback, noise: Tensor, *args, **kwargs):
+def masks_fit(executor, noise: Tensor, *args, **kwargs):
     """Around a sampling run, where the number of pictures is known: core would fail, or leave masks out."""
-    for conds in guider.conds.values():
+    for conds in executor.class_obj.conds.values():
         for cond in conds:
             masks = len(cond["mask"]) if MARK in cond and "mask" in cond else 1
-            if len(noise) % masks:
+            if masks not in (1, len(noise)):
                 raise HyperLoRAError(
                     f"A person has {masks} masks, but {len(noise)} picture(s) are painted: "
                     "give as many masks as pictures, or one for all of them."
                 )
-    return executor(guider, sigmas, extra_args, callback, noise, *args, **kwargs)
+    return executor(noise, *args, **kwargs)
+
+
+# one for all Regions, so that core adds it once
+MASKS_FIT = comfy.hooks.TransformerOptionsHook({"wrappers": {WrappersMP.OUTER_SAMPLE: {MARK: [masks_fit]}}})
 
 
 def add_person(

@@ -8,7 +8,7 @@ import torch
 
 from hyperlora_core import Identity, VisionEncoder, load_hyperlora
 from hyperlora_core.eight_bit import checkpoint_errors
-from hyperlora_core.hyperlora import HyperLoRA
+from hyperlora_core.hyperlora import HyperLoRA, where_it_is
 from hyperlora_core.vision import clip_pixels
 
 from .bench import Bench, Budget
@@ -40,8 +40,7 @@ def _in_precision(bench: Bench, precision: str) -> None:
         "id_embeds": embeds if hyper.uses_id_embeds else None,
     }
     coefficients = hyper.coefficients(**conditions)
-    mixed_in = "fp32" if device.type == "cpu" else precision  # see Basis
-    mixing = mixing_work(hyper, precision, mixed_in=mixed_in)
+    mixing = mixing_work(hyper, precision)
     # before anything else reads the basis
     first = once(lambda: hyper.lora(coefficients), waiter(device))
 
@@ -69,8 +68,8 @@ def _in_precision(bench: Bench, precision: str) -> None:
         budget=Budget(MOST_GENERATE if device.type == "cpu" else MOST_GENERATE_GPU),
         note="the three together; the face is found before, see faces",
     )
-    _one_pass(bench, hyper, precision, mixed_in)
-    _eight_bit(bench, hyper, coefficients, precision, mixed_in)
+    _one_pass(bench, hyper, precision)
+    _eight_bit(bench, hyper, coefficients, precision)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "identity.safetensors"
         Identity(coefficients.cpu(), fingerprint=hyper.fingerprint, checkpoint=hyper.name).save(file)
@@ -85,25 +84,30 @@ def _in_precision(bench: Bench, precision: str) -> None:
         _peak_on_gpu(bench, hyper, coefficients, precision)
 
 
-def mixing_work(hyper: HyperLoRA, precision: str, people: int = 1, mixed_in: str | None = None) -> Work:
-    """One pass over the ID branch's basis, and the LoRAs of so many people; `mixed_in`: where not in their precision."""
+def mixed_in(hyper: HyperLoRA, precision: str) -> str:
+    """The precision in which the basis is multiplied for a LoRA in `precision`."""
+    return "fp32" if where_it_is(hyper.basis).type == "cpu" else precision
+
+
+def mixing_work(hyper: HyperLoRA, precision: str, people: int = 1) -> Work:
+    """One pass over the ID branch's basis, and the LoRAs of so many people."""
     basis = {name: tensor for name, tensor in hyper.basis.named_parameters() if "/id_" in name}
     # in 8 bits there are scales too, which are read but not mixed
     values = sum(tensor.numel() for name, tensor in basis.items() if name.endswith("_basis"))
     written = people * values / hyper.basis.size * PRECISIONS[precision].itemsize
-    return Work(bytes_of(basis.values()) + written, 2 * people * values, mixed_in or precision)
+    return Work(bytes_of(basis.values()) + written, 2 * people * values, mixed_in(hyper, precision))
 
 
-def _eight_bit(bench: Bench, hyper: HyperLoRA, coefficients: torch.Tensor, precision: str, mixed_in: str) -> None:
+def _eight_bit(bench: Bench, hyper: HyperLoRA, coefficients: torch.Tensor, precision: str) -> None:
     """Speed and error of a basis in 8 bits."""
     small = load_hyperlora(bench.checkpoint, bench.device, PRECISIONS[precision], eight_bit=True)
-    work = mixing_work(small, precision, mixed_in=mixed_in)
+    work = mixing_work(small, precision)
     bench.time(GROUP, f"mixing the basis in 8 bits, {precision}", lambda: small.lora(coefficients), work)
     errors = [100 * error for error in checkpoint_errors(small, hyper).values()]
     bench.add(GROUP, f"a layer's change, off in 8 bits, {precision}", errors, "%", note="median of the layers")
 
 
-def _one_pass(bench: Bench, hyper: HyperLoRA, precision: str, mixed_in: str) -> None:
+def _one_pass(bench: Bench, hyper: HyperLoRA, precision: str) -> None:
     """What the machine itself needs for bringing the basis through memory once, tensor by tensor, as it lies there; and for
     nothing but bringing it to the precision in which it is mixed.
     """
@@ -112,7 +116,7 @@ def _one_pass(bench: Bench, hyper: HyperLoRA, precision: str, mixed_in: str) -> 
     note = "to compare: each tensor copied to one place, which the cache may hold"
     for name, dtype in (
         ("one pass over the basis", basis[0].dtype),
-        ("the same, converting it", PRECISIONS[mixed_in]),
+        ("the same, converting it", PRECISIONS[mixed_in(hyper, precision)]),
     ):
         scratch = torch.empty(largest, dtype=dtype, device=bench.device)
 

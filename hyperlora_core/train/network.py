@@ -35,10 +35,6 @@ class Network(nn.Module):
         self.encoder, self.basis = self.hyper.encoder, self.hyper.basis
         self.conditions = size.conditions
 
-    def keys(self) -> list[str]:
-        """The LoRA keys of all layers."""
-        return self.basis.keys
-
     def choose(self, groups: Sequence[str]) -> None:
         """Train these groups and freeze the others."""
         for name, parameter in self.named_parameters():
@@ -102,9 +98,7 @@ class Network(nn.Module):
     def low_rank(self, coefficients: Tensor, branch: str, weights: Tensor) -> dict[str, LowRank]:
         """One LoRA for each of n pictures at its weight [n]: coefficients [n, 8 * modules, K] -> key -> LowRank."""
         scale = (SCALE * weights).view(-1, 1, 1)
-        products = self.basis.products(coefficients, branch)
-        sides = {row: side for rows, mixed in products for row, side in zip(rows, mixed, strict=True)}
-        return {key: LowRank(sides[2 * i], sides[2 * i + 1] * scale) for i, key in enumerate(self.basis.keys)}
+        return {key: LowRank(down, up * scale) for key, (down, up) in self.basis.mixed(coefficients, branch).items()}
 
     def save(self, folder: Path, recognition: str) -> None:
         """Write the checkpoint folder that every loader reads, in fp16; `recognition`: see encode.RECOGNITION."""

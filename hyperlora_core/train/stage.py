@@ -98,7 +98,7 @@ class Stage(BesideUNet):
 
     def __init__(self, network: Network, unet: nn.Module, config: StageConfig, pulid: PuLID | None = None,
                  people: FreeCoefficients | None = None):  # fmt: skip
-        super().__init__(unet, network.keys(), config)
+        super().__init__(unet, network.basis.keys, config)
         self.network, self.pulid, self.people = network, pulid, people
         self.attentions = CrossAttentions(unet) if pulid is not None and pulid.aligns else None
 

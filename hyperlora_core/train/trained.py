@@ -1,6 +1,7 @@
 """What a training left in its checkpoint: the config it went by, and the values it came to."""
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,14 @@ class Trained:
         names, ema = self._state["module"], self._state["ema"]
         return dict(zip(names, names.values() if ema is None else ema["shadow_params"], strict=True))
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The config that was trained with, section.key -> value."""
+        return json.loads(self._state["config"])
+
     def config(self, kind: type) -> Any:
-        """The config that was trained with, of the dataclass `kind`."""
-        return from_flat(kind, json.loads(self._state["config"]), self.path)
+        """The same as the dataclass `kind`."""
+        return from_flat(kind, self.settings, self.path)
 
     def fill(self, module: nn.Module) -> nn.Module:
         """Give a module that was built as the trained one its values, and freeze it."""
@@ -42,7 +48,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise HyperLoRAError(f"There is no {path}: train that model first.") from error
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         raise HyperLoRAError(f"{path} can't be read as a checkpoint: delete it and train again.") from error
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 NAME = "08_change_only_the_face"
 
 
-def one(server: ComfyUI, photo: Image.Image, picture: Image.Image, face: str, seed: int = 1) -> dict:
+def with_face_of(server: ComfyUI, photo: Image.Image, picture: Image.Image, face: str, seed: int = 1) -> dict:
     """The face of the photo into the picture, in as many steps as the template has."""
     graph = read(f"api/{NAME}.json")
     (steps,) = (graph[node]["inputs"]["steps"] for node in nodes_of(graph, "KSampler"))
@@ -26,7 +26,7 @@ def one(server: ComfyUI, photo: Image.Image, picture: Image.Image, face: str, se
     return graph
 
 
-def after(first: dict, second: dict) -> dict:
+def one_after_another(first: dict, second: dict) -> dict:
     """Both, the second on the picture that the first gives."""
     (pasted,) = nodes_of(first, "ImageCompositeMasked")
     (save,) = nodes_of(first, "SaveImage")

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from again import after, one
+from again import one_after_another, with_face_of
 from bad_inputs import assert_sentence
 from graphs import nodes_of
 from people import photo_of, side_by_side
@@ -35,10 +35,10 @@ def test_each_person_in_the_picture_becomes_one_of_their_own(server, strangers):
 
     given = np.asarray(strangers)
     sides = zip(PEOPLE, ("left", "right"), strict=True)
-    left, right = (one(server, photo_of(person), strangers, side) for person, side in sides)
+    left, right = (with_face_of(server, photo_of(person), strangers, side) for person, side in sides)
     only_left = saved(server, left)
     assert np.abs(only_left[:, 128:].astype(int) - given[:, 128:]).max() <= 1, "the other one's half has changed"
-    both = saved(server, after(left, right))
+    both = saved(server, one_after_another(left, right))
     assert np.abs(both[:, :128].astype(int) - only_left[:, :128]).max() <= 1
     assert (np.abs(both[:4].astype(int) - given[:4]) <= 1).all(), "around the faces the picture stays"
     before, now = likeness(given), likeness(both)
@@ -50,7 +50,7 @@ def test_each_person_in_the_picture_becomes_one_of_their_own(server, strangers):
 def test_a_picture_without_a_face_is_told(server):
     """The template would otherwise hand back the picture as it was."""
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (128, 128, 3), np.uint8))
-    graph = one(server, photo_of(0), noise, "largest")
+    graph = with_face_of(server, photo_of(0), noise, "largest")
     result = server.run(graph)
     assert result.error and not result.outputs.get(*nodes_of(graph, "SaveImage"))
     assert_sentence(result.error, ("No face was found in Picture 1",))
