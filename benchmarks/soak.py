@@ -3,9 +3,9 @@
     python -m benchmarks.soak --comfyui ComfyUI --generations 500
 
 A real ComfyUI on the CPU, the demo's models; each generation another person (photo to identity to LoRA to picture), all
-merged into the weights, then all beside the layers, and again. After each, what the operating system counts of the
-server's process. The table goes to stdout; soak.json and soak.png into --out. Exit status: 0 flat, 1 not, or too few
-generations to tell, 2 for bad input, 130 after Ctrl-C.
+merged into the weights, then all beside the layers, then for the prompt only, and again. After each, what the operating
+system counts of the server's process. The table goes to stdout; soak.json and soak.png into --out. Exit status: 0 flat, 1
+not, or too few generations to tell, 2 for bad input, 130 after Ctrl-C.
 """
 
 import argparse

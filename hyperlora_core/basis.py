@@ -32,7 +32,8 @@ class Basis(nn.Module):
     """K low-rank matrices per linear: `{i}.{projection}.{branch}_down_basis` [K, in, r] and `_up_basis` [K, r, out].
 
     In main memory the tensors stay as they are in the file (memory-mapped, in its precision), and one at a time is brought
-    to fp32 while it is mixed. On a GPU they are mixed in the coefficients' precision, many of one shape in one product.
+    to fp32 while it is mixed, or to the coefficients' precision for a GPU that has no room for all. There they are mixed in
+    that precision, many of one shape in one product.
     In 8 bits a tensor has a scale [in, r] or [r, out], see eight_bit.py.
     """
 

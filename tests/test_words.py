@@ -5,6 +5,7 @@ import importlib
 import json
 import re
 import textwrap
+from fnmatch import fnmatch
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -204,5 +205,12 @@ def test_the_map_names_every_module_and_package():
     modules += [path.name for path in library.glob("*.py") if not path.name.startswith("__")]
     modules += [f"{path.parent.name}/" for path in library.glob("*/__init__.py")]
     assert [name for name in modules if f"`{name}`" not in page] == []
+    unnamed = {"__init__.py", *(f"{name}.py" for name in COMMANDS)}  # the commands' modules are named together
+    for package in {path.parent for path in library.glob("*/__init__.py")}:
+        (row,) = re.findall(rf"^\| `{package.name}/` .*$", page, re.MULTILINE)
+        named = re.findall(rf"`({package.name}/\w+\.py)`", page) + re.findall(r"`([\w*]+\.py)`", row)
+        files = {path.name for path in package.glob("*.py")} - unnamed
+        assert [name for name in files if not any(fnmatch(name, Path(one).name) for one in named)] == [], package.name
+        assert [one for one in named if not list(package.glob(Path(one).name))] == [], package.name
     named = re.findall(r"`(nodes/\w+\.py)`", page)
     assert [name for name in named if not (ROOT / name).exists()] == []

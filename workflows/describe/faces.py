@@ -205,7 +205,7 @@ def change_face() -> Workflow:
         ],
         note=f"""## Change only the face
 
-A picture keeps everything, hair, clothes, background, to the pixel; the face becomes the person's.
+A picture keeps everything, hair, clothes, background; the face becomes the person's.
 
 The green nodes are yours to change:
 
