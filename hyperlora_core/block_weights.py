@@ -7,6 +7,8 @@ import math
 import re
 from collections.abc import Mapping
 
+import torch
+
 from .basis import LoRA
 from .errors import HyperLoRAError
 from .lora import UP, diffusers_path, pairs
@@ -82,6 +84,10 @@ def weigh_blocks(lora: LoRA, text: str = "", preset: str = ALIKE) -> LoRA:
     for key, factor in factors.items():
         if factor != 1:
             scaled[key + UP] = lora[key + UP] * factor
+            if not torch.isfinite(scaled[key + UP]).all():
+                raise HyperLoRAError(
+                    f"The block weight {factor:g} is too large for {key} in {lora[key + UP].dtype}: most lie between 0 and 2."
+                )
     return scaled
 
 

@@ -13,7 +13,7 @@ from .face.prepare import base_picture, identity_picture
 from .hyperlora import HyperLoRA, photo_shares
 from .identity import Identity
 from .photo import read_photo
-from .vision import VisionEncoder
+from .vision import VIT_L_TOKENS, VisionEncoder, wrong_tokens
 from .weighting import EQUAL, QUALITY, WEIGHTINGS, by_agreement, by_quality, quality
 
 RECOGNITION = "hyperlora.recognition"  # checkpoint metadata: the recognition network that it was trained with
@@ -65,6 +65,11 @@ class PhotoEncoder:
                     if hyper.clip_width == 1024
                     else "choose the tower that it was trained with."
                 )
+            )
+        if vision is not None and hyper.clip_width is not None and wrong_tokens(vision.width, vision.tokens):
+            raise HyperLoRAError(
+                f"{vision.name} makes {vision.tokens} tokens of a picture, but {hyper.name} reads {VIT_L_TOKENS}: "
+                "choose OpenAI's CLIP ViT-L/14 for 224 pixels, not the one for 336."
             )
         _require_recognition(hyper, faces)
         self.hyper, self.faces, self.vision = hyper, faces, vision

@@ -16,6 +16,7 @@ from .errors import HyperLoRAError
 from .resampler import IDProjector, Resampler
 
 BRANCHES = ("id", "base")
+MOST_AT_ONCE = 16  # photos: what they need on the way is bounded, however many there are
 
 
 def where_it_is(module: nn.Module) -> torch.device:
@@ -113,7 +114,8 @@ class HyperLoRA:
         self._require_branch(branch)
         resampler = self.encoder["base_resampler" if branch == "base" else "resampler"]
         conditions = self._conditions(clip_tokens, id_embeds, branch, self.bring(self.encoder))
-        per_photo = resampler(*conditions).float()
+        groups = zip(*(condition.split(MOST_AT_ONCE) for condition in conditions), strict=True)
+        per_photo = torch.cat([resampler(*some).float() for some in groups])  # (n, 8 * modules, K)
         if not torch.isfinite(per_photo).all():
             raise HyperLoRAError(
                 f"{self.name} gives NaN for this photo in {self.dtype}: load it in fp32, or download it again if that doesn't help."

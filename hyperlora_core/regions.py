@@ -21,7 +21,7 @@ def region_mask(mask: Tensor, others: Iterable[Tensor] = ()) -> Tensor:
     """
     if mask.ndim < 2 or mask.numel() == 0:
         raise HyperLoRAError(f"This mask has the shape {list(mask.shape)}: give one of height and width.")
-    mask = mask.reshape(-1, *mask.shape[-2:]).float()
+    mask = mask.reshape(-1, *mask.shape[-2:]).float().cpu()  # masks may come from several devices
     if not torch.isfinite(mask).all():
         raise HyperLoRAError("The mask holds NaN or infinity: draw it again, between black and white.")
     mask = mask.clamp(0, 1)

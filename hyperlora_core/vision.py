@@ -14,7 +14,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from .errors import HyperLoRAError, cli
-from .hyperlora import where_it_is
+from .hyperlora import MOST_AT_ONCE, where_it_is
 from .packages import require
 from .weights_check import check_safetensors
 
@@ -38,6 +38,14 @@ def clip_pixels(image: np.ndarray, size: int = 224) -> Tensor:
     """uint8 [h, w, 3] -> float32 [3, size, size]: the crop above with CLIP's mean and deviation (reference section 3)."""
     pixels = torch.from_numpy(clip_crop(image, size) / np.float32(255))  # (size, size, 3)
     return ((pixels - torch.tensor(CLIP_MEAN)) / torch.tensor(CLIP_STD)).permute(2, 0, 1).contiguous()
+
+
+VIT_L_WIDTH, VIT_L_TOKENS = 1024, 257  # OpenAI's ViT-L/14, which the published checkpoints read
+
+
+def wrong_tokens(width: int, tokens: int) -> bool:
+    """Whether a tower of ViT-L/14's width isn't it: that for 336 pixels makes 577 tokens, which a resampler takes as gladly."""
+    return width == VIT_L_WIDTH and tokens != VIT_L_TOKENS
 
 
 class VisionEncoder:
@@ -77,6 +85,11 @@ class VisionEncoder:
         return self.tower.class_embedding.shape[0]
 
     @property
+    def tokens(self) -> int:
+        """Tokens of a picture."""
+        return self.tower.positional_embedding.shape[0]
+
+    @property
     def image_size(self) -> int:
         """Pixels along a side of the input."""
         return self.tower.image_size[0]
@@ -95,17 +108,21 @@ class VisionEncoder:
 
     def encode_pictures(self, pictures: Iterable[np.ndarray]) -> Tensor:
         """uint8 pictures [h, w, 3] -> tokens [n, 1 + patches, width]."""
-        return self.encode(torch.stack([clip_pixels(picture, self.image_size) for picture in pictures]))
+        pixels = torch.stack([clip_pixels(picture, self.image_size) for picture in pictures])  # (n, 3, h, w)
+        return torch.cat([self.encode(some) for some in pixels.split(MOST_AT_ONCE)])
 
 
 def is_clip_tower(path: str | Path, width: int) -> bool:
-    """Whether the file's header shows a CLIP image tower whose tokens have `width` channels; nothing is loaded."""
+    """Whether the file's header shows a CLIP image tower whose tokens have `width` channels; nothing is loaded.
+
+    Of ViT-L/14's width only that itself, for 224 pixels.
+    """
     try:
         shapes = {name: shape for name, (_, shape) in check_safetensors(path).tensors.items()}
         layout = _layout(shapes, Path(path))
     except HyperLoRAError:
         return False
-    return bool(layout) and _token_width(shapes) == width
+    return bool(layout) and _token_width(shapes) == width and not wrong_tokens(width, _token_count(shapes))
 
 
 Reader = Callable[[Callable[[str], Tensor]], Tensor]
@@ -128,6 +145,11 @@ _BLOCK = {
 
 def _token_width(shapes: dict[str, tuple[int, ...]]) -> int:
     return next(shape[-1] for name, shape in shapes.items() if name.endswith("class_embedding"))
+
+
+def _token_count(shapes: dict[str, tuple[int, ...]]) -> int:
+    endings = _TOP["positional_embedding"]
+    return next(shape[0] for name, shape in shapes.items() if name.endswith(endings) and len(shape) == 2)
 
 
 def _layout(shapes: dict[str, tuple[int, ...]], path: Path) -> dict[str, Reader]:

@@ -9,10 +9,10 @@ from comfy_api.latest import io
 from ..hyperlora_core import HyperLoRAError, merge_branches
 from ..hyperlora_core.basis import LoRA
 from ..hyperlora_core.block_weights import ALIKE, PRESETS, weigh_blocks
-from ..hyperlora_core.lora import check_fits, check_weights
+from ..hyperlora_core.lora import check_fits, check_weights, pairs
 from ..hyperlora_core.schedule import ALWAYS, Schedule
 from .bypass import put_beside
-from .hooks import put_in_time
+from .hooks import put_in_time, require_plain_weights
 from .norms import merge_keeping_norms
 from .types import CATEGORY
 
@@ -184,6 +184,7 @@ def apply(
     if mode == MERGE:
         if schedule.always:
             return comfy.sd.load_lora_for_models(model, None, lora, strength, 0)[0]
+        require_plain_weights(model, [layers[pair.key].path for pair in pairs(lora)], "mode bypass")
         return put_in_time(model, lora, strength, schedule)
     if strength != 1:
         lora = merge_branches(lora, None, strength)
@@ -193,6 +194,10 @@ def apply(
 def one_lora(id_lora: LoRA, weight: float, base_lora: LoRA | None, base_weight: float) -> tuple[LoRA, float]:
     """ID and base as one LoRA, and the strength at which it is meant."""
     check_weights(weight, base_weight)
+    if id_lora is None:
+        raise HyperLoRAError(
+            "id_lora is empty: this checkpoint has no base branch. Wire id_lora, or the slider's own LoRA."
+        )
     if base_lora is None or base_weight == 0:
         return id_lora, weight  # as core's Load LoRA does it, to the last bit
     return merge_branches(id_lora, base_lora, weight, base_weight), 1.0

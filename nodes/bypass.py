@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 from torch import Tensor, nn
@@ -42,7 +42,7 @@ def put_beside(model, lora: LoRA, paths: Mapping[str, str], schedule: Schedule, 
         patched.add_callback_with_key(event, KEY, callback)
     if any(timed.guide for timed in loras):
         for place, wrapper in {
-            WrappersMP.OUTER_SAMPLE: injection.note_negatives,
+            WrappersMP.SAMPLER_SAMPLE: injection.note_negatives,
             WrappersMP.APPLY_MODEL: injection.leave_negatives,
         }.items():
             patched.remove_wrappers_with_key(place, KEY)
@@ -87,13 +87,20 @@ class BypassInjection:
         if id(patcher) in self._attached:
             self._attached[id(patcher)].rest(resting)
 
-    def note_negatives(self, executor, *args, **kwargs):
-        """Around a run: which conditionings are negative. A guider knows them by name, a step by their ids only."""
-        conds = executor.class_obj.conds
-        negatives = {cond["uuid"] for name, given in conds.items() if NEGATIVE in name for cond in given}
+    def note_negatives(self, executor, guider, *args, **kwargs):
+        """Around a run: which conditionings are negative. A guider knows them by name, a step by their ids only.
+
+        Where one has an area that the other side lacks, core gives it a copy of the other's, and with it the other's id.
+        """
+        positives = {cond["uuid"] for name, given in guider.conds.items() if NEGATIVE not in name for cond in given}
+        negatives = set()
+        for cond in (cond for name, given in guider.conds.items() if NEGATIVE in name for cond in given):
+            if cond["uuid"] in positives:
+                cond["uuid"] = uuid4()
+            negatives.add(cond["uuid"])
         self._negatives |= negatives
         try:
-            return executor(*args, **kwargs)
+            return executor(guider, *args, **kwargs)
         finally:
             self._negatives -= negatives
 

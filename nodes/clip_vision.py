@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from ..hyperlora_core import HyperLoRAError
+from ..hyperlora_core.hyperlora import MOST_AT_ONCE
 from ..hyperlora_core.pictures import image_batch
 from ..hyperlora_core.vision import clip_crop
 
@@ -28,7 +29,12 @@ class HostClipVision:
     def width(self) -> int:
         return self.clip_vision.config["hidden_size"]
 
+    @property
+    def tokens(self) -> int:
+        return 1 + (self.clip_vision.image_size // self.clip_vision.config["patch_size"]) ** 2
+
     def encode_pictures(self, pictures: Iterable[np.ndarray]) -> torch.Tensor:
         # cropped by us, so that the host's own resizing finds nothing to do
         crops = image_batch([clip_crop(picture, self.clip_vision.image_size) for picture in pictures])
-        return self.clip_vision.encode_image(crops)["penultimate_hidden_states"]
+        encoded = [self.clip_vision.encode_image(some) for some in crops.split(MOST_AT_ONCE)]
+        return torch.cat([each["penultimate_hidden_states"] for each in encoded])

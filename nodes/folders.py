@@ -1,5 +1,6 @@
 """Where files lie: by the host's folders and `extra_model_paths.yaml`, the authors' old tree, and the shipped demo."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import folder_paths
@@ -74,13 +75,20 @@ def _is_old_clip(file: Path) -> bool:
 
 
 def clip_tower_path(name: str) -> Path:
-    folder = HYPER_LORA if _is_old_clip(Path(name)) else CLIP_VISION
-    return Path(folder_paths.get_full_path_or_raise(folder, name))
+    """Raises HyperLoRAError for a file that is listed, but gone, such as a link to nowhere."""
+    folders = (CLIP_VISION, HYPER_LORA) if _is_old_clip(Path(name)) else (CLIP_VISION,)
+    path = next((path for folder in folders if (path := folder_paths.get_full_path(folder, name))), None)
+    if path is None:
+        raise HyperLoRAError(f"The CLIP image tower {name} is gone, or a link to nowhere. Choose another, or auto.")
+    return Path(path)
 
 
 def find_clip_tower(width: int) -> Path:
     """The image tower whose tokens have `width` channels; OpenAI's ViT-L/14 first if several have."""
-    candidates = [clip_tower_path(name) for name in clip_tower_names() if name.endswith(".safetensors")]
+    candidates = []
+    for name in clip_tower_names():
+        with suppress(HyperLoRAError):  # a file that is gone hides no other
+            candidates += [clip_tower_path(name)] if name.endswith(".safetensors") else []
     candidates.sort(key=lambda path: "clip-vit-large-patch14" not in str(path).lower())
     for path in [*candidates, demo_folder() / "clip_vision" / "model.safetensors"]:
         if path.exists() and is_clip_tower(path, width):

@@ -1,7 +1,10 @@
 """LoRAs in core's hooks: in the weights for a part of sampling, or of the picture, only."""
 
+from collections.abc import Iterable
+
 import comfy.hooks
 from comfy.patcher_extension import WrappersMP
+from comfy.quant_ops import QuantizedTensor
 
 from ..hyperlora_core import HyperLoRAError
 from ..hyperlora_core.basis import LoRA
@@ -32,6 +35,16 @@ def put_in_time(model, lora: LoRA, strength: float, schedule: Schedule):
         )
     patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, HooksOnEverything(hooks))
     return patched
+
+
+def require_plain_weights(model, paths: Iterable[str], remedy: str) -> None:
+    """Raise HyperLoRAError for a layer that is stored in fewer bits: core's hooks fail there, or leave it as it is."""
+    for path in paths:
+        weight = model.model.get_submodule(path).weight
+        if isinstance(weight, QuantizedTensor) or not weight.is_floating_point():
+            raise HyperLoRAError(
+                f"{path} is quantised, and what changes weights while sampling can't change that: use {remedy}."
+            )
 
 
 def hookable(model):

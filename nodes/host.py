@@ -13,7 +13,6 @@ import torch
 
 from ..hyperlora_core import HyperLoRA, VisionEncoder, load_hyperlora
 from ..hyperlora_core.basis import Basis
-from ..hyperlora_core.hyperlora import where_it_is
 from ..hyperlora_core.precision import fast_half
 
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -54,9 +53,14 @@ def automatic_precision(device: torch.device) -> torch.dtype:
     return torch.float16 if comfy.model_management.should_use_fp16(device) else torch.float32
 
 
-def patcher_of(module: torch.nn.Module) -> type:
-    """Core's usual one, but for the basis: dynamic VRAM casts layer by layer, and would bring all of the basis for each LoRA."""
-    return comfy.model_patcher.ModelPatcher if isinstance(module, Basis) else comfy.model_patcher.CoreModelPatcher
+class WholePatcher(comfy.model_patcher.ModelPatcher):
+    """For what the host can't cast layer by layer: it is on the device as a whole, or not at all.
+
+    Dynamic VRAM, which casts layer by layer, would bring all of it anew for each use.
+    """
+
+    def pin_weight_to_device(self, key: str) -> None:
+        """Not for the basis, which is mapped from its file: page-locking reads all of it into memory of its own."""
 
 
 def hand_over(
@@ -64,7 +68,7 @@ def hand_over(
 ) -> list[comfy.model_patcher.ModelPatcher]:
     """Let the host move the owner's modules: from now on it brings one onto the device before each use."""
     patchers = {
-        module: patcher_of(module)(
+        module: (comfy.model_patcher.CoreModelPatcher if in_layers(module) else WholePatcher)(
             module,
             load_device=comfy.model_management.get_torch_device(),
             offload_device=comfy.model_management.unet_offload_device(),
@@ -73,23 +77,43 @@ def hand_over(
     }
 
     def bring(module: torch.nn.Module) -> torch.device:
-        device = patchers[module].load_device
-        try:
-            comfy.model_management.load_models_gpu([patchers[module]])
-            there = where_it_is(module).type == device.type
-        except Exception as error:
-            if not (isinstance(module, Basis) and comfy.model_management.is_oom(error)):
-                raise
-            patchers[module].detach()
-            comfy.model_management.soft_empty_cache()
-            there = False
-        if isinstance(module, Basis) and not there:
+        patcher = patchers[module]
+        if in_layers(module):
+            comfy.model_management.load_models_gpu([patcher])
+            return patcher.load_device
+        if brought_whole(patcher):
+            return patcher.load_device
+        if isinstance(module, Basis):
             # it comes tensor by tensor while it is mixed: there is always room for one
-            logging.warning(f"HyperLoRA: no room on {device} for the basis: it is mixed from main memory, slower.")
-        return device
+            logging.warning(
+                f"HyperLoRA: no room on {patcher.load_device} for the basis: it is mixed from main memory, slower."
+            )
+            return patcher.load_device
+        logging.warning(f"HyperLoRA: no room on {patcher.load_device} for the CLIP tower: it runs on the CPU, slower.")
+        return torch.device("cpu")
 
     owner.bring = bring
     return list(patchers.values())
+
+
+def in_layers(module: torch.nn.Module) -> bool:
+    """Whether the host can leave some of the module's layers in main memory and bring each when it is needed."""
+    return any(hasattr(layer, "comfy_cast_weights") for layer in module.modules())
+
+
+def brought_whole(patcher: WholePatcher) -> bool:
+    """Whether the device had room for all of the model; else none of it is there."""
+    try:
+        comfy.model_management.load_models_gpu([patcher])
+        there = {tensor.device.type for tensor in patcher.model.parameters()} == {patcher.load_device.type}
+    except Exception as error:
+        if not comfy.model_management.is_oom(error):
+            raise
+        there = False
+    if not there:
+        patcher.detach()
+        comfy.model_management.soft_empty_cache()
+    return there
 
 
 def progress(total: int = 1) -> Callable[[int, int], None]:

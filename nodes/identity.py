@@ -141,7 +141,7 @@ class HyperLoRASaveIdentity(io.ComfyNode):
     def execute(cls, identity: Identity, name: str, overwrite: bool) -> io.NodeOutput:
         root = Path(folder_paths.get_folder_paths(folders.IDENTITIES)[0]).resolve()
         path = (root / f"{name.strip()}.safetensors").resolve()
-        if not name.strip() or root not in path.parents:
+        if not name.strip().split("/")[-1].strip(". ") or root not in path.parents:
             raise HyperLoRAError(
                 f"{name!r} is not a name for a file in {root}: use letters, digits, and / for sub-folders."
             )

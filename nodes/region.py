@@ -8,11 +8,11 @@ from torch import Tensor
 from ..hyperlora_core import HyperLoRAError
 from ..hyperlora_core.basis import LoRA
 from ..hyperlora_core.block_weights import ALIKE, weigh_blocks
-from ..hyperlora_core.lora import check_fits
+from ..hyperlora_core.lora import check_fits, pairs
 from ..hyperlora_core.regions import region_mask
 from ..hyperlora_core.schedule import Schedule
 from .apply import block_inputs, model_layers, one_lora, time_inputs, weight_inputs
-from .hooks import hooks_for
+from .hooks import hooks_for, require_plain_weights
 from .types import CATEGORY
 
 Conditioning = list  # of [tokens, settings]
@@ -109,8 +109,8 @@ class HyperLoRARegion(io.ComfyNode):
         hooks = hooks_for(weigh_blocks(lora, block_weights, blocks), strength, schedule)
         for hook in hooks.hooks:
             hook.custom_should_register = MustFit(lora)
+        hooks.add(BEFORE_SAMPLING)
         if mask is not None:
-            hooks.add(MASKS_FIT)
             mask = region_mask(
                 mask, [entry[1]["mask"] for entry in positive if MARK in entry[1] and "mask" in entry[1]]
             )
@@ -124,25 +124,31 @@ class MustFit:
         self.lora = lora
 
     def __call__(self, _hook, model, _model_options, _target, _registered) -> bool:
-        check_fits(self.lora, {key: layer.shape for key, layer in model_layers(model).items()})
+        layers = model_layers(model)
+        check_fits(self.lora, {key: layer.shape for key, layer in layers.items()})
+        require_plain_weights(model, [layers[pair.key].path for pair in pairs(self.lora)], "an unquantised model")
         return True
 
 
-def masks_fit(executor, noise: Tensor, *args, **kwargs):
-    """Around a sampling run, where the number of pictures is known: core would fail, or leave masks out."""
-    for conds in executor.class_obj.conds.values():
-        for cond in conds:
-            masks = len(cond["mask"]) if MARK in cond and "mask" in cond else 1
-            if masks not in (1, len(noise)):
-                raise HyperLoRAError(
-                    f"A person has {masks} masks, but {len(noise)} picture(s) are painted: "
-                    "give as many masks as pictures, or one for all of them."
-                )
+def before_sampling(executor, noise: Tensor, *args, **kwargs):
+    """Around a sampling run, where the number of pictures is known and the schedules begin."""
+    places = [cond for conds in executor.class_obj.conds.values() for cond in conds if MARK in cond]
+    for cond in places:
+        masks = len(cond["mask"]) if "mask" in cond else 1
+        if masks not in (1, len(noise)):  # core would fail, or leave masks out
+            raise HyperLoRAError(
+                f"A person has {masks} masks, but {len(noise)} picture(s) are painted: "
+                "give as many masks as pictures, or one for all of them."
+            )
+        for hook in cond["hooks"].hooks if "hooks" in cond else ():
+            # core's reset forgets this: a run that begins at the noise at which the last one ended would go on from there
+            hook.hook_keyframe.reset()
+            hook.hook_keyframe._curr_t = -1.0
     return executor(noise, *args, **kwargs)
 
 
 # one for all Regions, so that core adds it once
-MASKS_FIT = comfy.hooks.TransformerOptionsHook({"wrappers": {WrappersMP.OUTER_SAMPLE: {MARK: [masks_fit]}}})
+BEFORE_SAMPLING = comfy.hooks.TransformerOptionsHook({"wrappers": {WrappersMP.OUTER_SAMPLE: {MARK: [before_sampling]}}})
 
 
 def add_person(

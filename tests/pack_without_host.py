@@ -48,6 +48,11 @@ class _Module(ModuleType):
         return MagicMock()
 
 
+class _Patcher:
+    def __init__(self, model, load_device, offload_device):
+        self.model, self.load_device, self.offload_device = model, load_device, offload_device
+
+
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def find_spec(self, name, path=None, target=None):
         return importlib.util.spec_from_loader(name, self, is_package=True) if name.partition(".")[0] in ROOTS else None
@@ -58,6 +63,10 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             module.io, module.ComfyExtension = Io(), object
         if spec.name == "comfy.weight_adapter":
             module.LoRAAdapter = object
+        if spec.name == "comfy.model_patcher":
+            module.ModelPatcher = _Patcher
+        if spec.name == "comfy.quant_ops":
+            module.QuantizedTensor = type("QuantizedTensor", (), {})
         if spec.name == "folder_paths":
             module.get_filename_list = module.get_folder_paths = lambda name: []
         return module

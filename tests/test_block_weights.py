@@ -65,6 +65,12 @@ def test_nothing_to_change_is_the_same_lora():
     assert all(same[name] is tensor for name, tensor in one.items())
 
 
+def test_what_overflows_is_refused():
+    half = {name: tensor.half() for name, tensor in lora(SAME).items()}
+    with pytest.raises(HyperLoRAError, match=r"block weight 1e\+07 is too large for lora_unet_up_\w+ in torch.float16"):
+        weigh_blocks(half, "up 1e7")
+
+
 def test_precision_stays():
     half = {name: tensor.half() for name, tensor in lora(SAME).items()}
     assert weigh_blocks(half, "up 0.3")[f"lora_unet_up_blocks_0_attentions_1{LINEAR}{UP}"].dtype == torch.float16

@@ -18,7 +18,7 @@ from hyperlora_core.similarity import Similarity, mean_similarity
 def nodes():
     """The modules that know the host, loaded without it."""
     with our_pack():
-        names = ("bypass", "hooks", "host", "region", "save", "similarity", "transfer")
+        names = ("bypass", "folders", "hooks", "host", "region", "save", "similarity", "transfer")
         return SimpleNamespace(**{name: importlib.import_module(f"{PACK}.nodes.{name}") for name in names})
 
 
@@ -39,6 +39,41 @@ def test_automatic_precision_is_what_the_device_is_fast_in(nodes, monkeypatch, o
     assert nodes.host.automatic_precision(torch.device("cpu" if on_cpu else "meta")) == wanted
 
 
+def test_what_has_no_room_on_the_device(nodes, monkeypatch):
+    """The tower runs where it is; the basis is mixed there, tensor by tensor; what is no want of memory is raised."""
+    device, host = torch.device("meta"), nodes.host
+    detached, problem = [], [None]
+
+    def load(patchers):
+        if problem[0]:
+            raise problem[0]
+
+    management = SimpleNamespace(
+        get_torch_device=lambda: device,
+        unet_offload_device=lambda: torch.device("cpu"),
+        load_models_gpu=load,
+        is_oom=lambda error: isinstance(error, MemoryError),
+        soft_empty_cache=lambda: None,
+    )
+    monkeypatch.setattr(host.comfy, "model_management", management)
+    monkeypatch.setattr(host.WholePatcher, "detach", lambda self: detached.append(self.model), raising=False)
+    tower, basis = torch.nn.Linear(2, 2), host.Basis({"0.to_q.id_down_basis": torch.zeros(2, 3, 1)}, ["a"])
+    owner = SimpleNamespace()
+    host.hand_over(owner, [tower, basis])
+    for problem[0] in (None, MemoryError("no room")):
+        detached.clear()
+        assert owner.bring(tower) == torch.device("cpu") and owner.bring(basis) == device
+        assert detached == [tower, basis], "a part of it may have been moved"
+    problem[0] = ValueError("something else")
+    with pytest.raises(ValueError, match="something else"):
+        owner.bring(tower)
+    problem[0] = None
+    basis.to(device)
+    tower.to(device)
+    detached.clear()
+    assert owner.bring(tower) == owner.bring(basis) == device and not detached
+
+
 def test_with_dynamic_vram_hooks_need_a_loader_that_loads_again(nodes):
     model = SimpleNamespace(
         is_dynamic=lambda: True,
@@ -52,6 +87,29 @@ def test_with_dynamic_vram_hooks_need_a_loader_that_loads_again(nodes):
     assert nodes.hooks.hookable(model) == "a copy"
     model.is_dynamic = lambda: False
     assert nodes.hooks.hookable(model) == "a clone"
+
+
+def test_an_empty_lora_is_named(nodes):
+    """What Generate LoRA gives as base_lora where the checkpoint has no base branch, on the wire of the ID-LoRA."""
+    with pytest.raises(Exception, match=r"id_lora is empty: .* no base branch"):
+        nodes.region.one_lora(None, 0.8, None, 0.4)
+
+
+def test_a_clip_file_that_is_gone_hides_no_other(nodes, monkeypatch, tmp_path):
+    """A link to nowhere, and a folder clip_vit that isn't the authors'."""
+    there = tmp_path / "tower.safetensors"
+    there.touch()
+    files = {"clip_vision": {"gone.safetensors": None, "clip_vit/tower.safetensors": str(there)}, "hyper_lora": {}}
+    host = SimpleNamespace(
+        get_filename_list=lambda folder: list(files[folder]),
+        get_full_path=lambda folder, name: files[folder].get(name),
+        get_folder_paths=lambda folder: [],
+    )
+    monkeypatch.setattr(nodes.folders, "folder_paths", host)
+    monkeypatch.setattr(nodes.folders, "is_clip_tower", lambda path, width: path == there)
+    assert nodes.folders.find_clip_tower(1024) == there
+    with pytest.raises(Exception, match=r"gone\.safetensors is gone"):
+        nodes.folders.clip_tower_path("gone.safetensors")
 
 
 @pytest.fixture
@@ -128,10 +186,10 @@ def test_no_prompt_of_the_whole_picture(region, positive, negative, name):
 
 
 def test_the_sampler_learns_that_a_lora_does_not_fit(region, monkeypatch):
-    shapes = {key: SimpleNamespace(shape=(16, 16)) for key in PATHS}
+    shapes = {key: SimpleNamespace(shape=(16, 16), path=path) for key, path in PATHS.items()}
     monkeypatch.setattr(region, "model_layers", lambda model: shapes)
-    must_fit = region.MustFit(lora(1))
-    assert must_fit(None, "model", {}, {}, None) is True
+    must_fit, model = region.MustFit(lora(1)), SimpleNamespace(model=Net())
+    assert must_fit(None, model, {}, {}, None) is True
     del shapes["lora_unet_a"]
     with pytest.raises(region.HyperLoRAError) as error:
         must_fit(None, "model", {}, {}, None)
@@ -227,7 +285,7 @@ def test_guided_only_prompts_have_the_person(nodes):
         as_arg = called(net, injection.leave_negatives, lambda x, *_: net(x), x, None, options)
         return torch.equal(as_kwarg, as_arg) and torch.allclose(as_arg, wanted, atol=1e-5)
 
-    def sampling():
+    def sampling(_guider):
         assert paints(torch.cat([both[:2], second[2:]]), "her", "no")
         assert paints(torch.cat([second[:2], both[2:]]), "no", "her")
         assert paints(torch.cat([second[:1], both[1:3], second[3:]]), "empty", "her", "him", "no")
@@ -238,7 +296,7 @@ def test_guided_only_prompts_have_the_person(nodes):
 
     conds = {"positive": ["her", "him"], "negative": ["no"], "empty_negative_prompt": ["empty"]}
     guider = SimpleNamespace(conds={name: [{"uuid": uuid} for uuid in uuids] for name, uuids in conds.items()})
-    assert called(guider, injection.note_negatives, sampling) == "sampled"
+    assert called("a sampler", injection.note_negatives, sampling, guider) == "sampled"
     assert paints(both, "no"), "a run's negatives decide over the next one"
 
 

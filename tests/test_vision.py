@@ -1,11 +1,15 @@
 """The CLIP tower against transformers' own, on random weights of ViT-L/14's shape and of the demo's."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from hyperlora_core import HyperLoRAError, VisionEncoder
+from hyperlora_core.encode import PhotoEncoder
+from hyperlora_core.hyperlora import MOST_AT_ONCE
 from hyperlora_core.vision import clip_pixels, is_clip_tower
 
 transformers = pytest.importorskip("transformers")
@@ -29,7 +33,7 @@ SMALL = {
 
 def random_tower(sizes: dict):
     torch.manual_seed(0)
-    config = transformers.CLIPVisionConfig(image_size=224, hidden_act="quick_gelu", **sizes)
+    config = transformers.CLIPVisionConfig(**{"image_size": 224, "hidden_act": "quick_gelu"} | sizes)
     tower = transformers.CLIPVisionModel(config).eval()
     with torch.no_grad():  # so that biases and norms count, as in trained weights
         for tensor in tower.parameters():
@@ -94,6 +98,30 @@ def test_tokens_equal_transformers(sizes, tmp_path):
         assert (encoder.width, encoder.image_size) == (sizes["hidden_size"], 224)
         assert is_clip_tower(path, sizes["hidden_size"]) and not is_clip_tower(path, 7)
         path.unlink()
+
+
+def test_many_pictures_go_in_groups(tmp_path, monkeypatch):
+    save_file(vision_part(random_tower(SMALL)), tmp_path / "model.safetensors")
+    encoder, counts = VisionEncoder.load(tmp_path), []
+    encode = encoder.encode
+    monkeypatch.setattr(encoder, "encode", lambda pixels: counts.append(len(pixels)) or encode(pixels))
+    pictures = [np.random.default_rng(i).integers(0, 256, (64, 64, 3), np.uint8) for i in range(MOST_AT_ONCE + 3)]
+    together = encoder.encode_pictures(pictures)
+    assert counts == [MOST_AT_ONCE, 3]
+    apart = torch.cat([encoder.encode_pictures([picture]) for picture in pictures])
+    assert torch.allclose(together, apart, atol=1e-4)
+
+
+def test_the_tower_for_336_pixels_is_refused(tmp_path):
+    """It has the width of that for 224, and a resampler takes its tokens; the person would be nobody."""
+    sizes = {"hidden_size": 1024, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 16}
+    for side, fits in ((224, True), (336, False)):
+        path = tmp_path / f"clip-vit-large-patch14-{side}.safetensors"
+        save_file(vision_part(random_tower({**sizes, "patch_size": 14, "image_size": side})), path)
+        assert is_clip_tower(path, 1024) is fits
+    reads = SimpleNamespace(name="a checkpoint", clip_width=1024)
+    with pytest.raises(HyperLoRAError, match=r"577 tokens .* reads 257: .*not the one for 336"):
+        PhotoEncoder(reads, None, VisionEncoder.load(path))
 
 
 def test_a_folder_and_half_precision(tmp_path):

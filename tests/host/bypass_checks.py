@@ -29,9 +29,12 @@ from comfy_extras.nodes_custom_sampler import Guider_DualCFG  # noqa: E402
 spec = importlib.util.spec_from_file_location("pack", PACK / "__init__.py", submodule_search_locations=[str(PACK)])
 sys.modules["pack"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(sys.modules["pack"])
+from pack.hyperlora_core import HyperLoRAError  # noqa: E402
+from pack.hyperlora_core.schedule import Schedule  # noqa: E402
 from pack.nodes.apply import BYPASS, GUIDE, MERGE, apply, model_layers  # noqa: E402
 from pack.nodes.bypass import KEY  # noqa: E402
 from pack.nodes.demo_host import load_unet  # noqa: E402
+from pack.nodes.region import MustFit  # noqa: E402
 
 MODEL = load_unet(str(PACK / "models" / "demo" / "sdxl"))
 LAYERS = {
@@ -241,8 +244,13 @@ def native_names(lora: dict) -> dict:
     }
 
 
-def first_answers(model, guider_of: type = comfy.samplers.CFGGuider, cfg: tuple = (3.0,)) -> list[torch.Tensor]:
-    """What the model says of each conditioning in a run's first step, in the guider's order."""
+def first_answers(
+    model, guider_of: type = comfy.samplers.CFGGuider, cfg: tuple = (3.0,), area: int | None = None
+) -> list[torch.Tensor]:
+    """What the model says of each conditioning in a run's first step, in the guider's order.
+
+    `area`: which of them has a second prompt, for the upper half of the picture.
+    """
     said = []
 
     def note(executor, *args):
@@ -262,6 +270,9 @@ def first_answers(model, guider_of: type = comfy.samplers.CFGGuider, cfg: tuple 
         ]
         for _ in range(2 + len(cfg) - 1)
     ]
+    if area is not None:
+        ((tokens, settings),) = conds[area]
+        conds[area].append([tokens.flip(1), settings | {"area": (8, 16, 0, 0), "strength": 1.0}])
     guider = guider_of(model)
     guider.set_conds(*conds)
     guider.set_cfg(*cfg)
@@ -284,6 +295,16 @@ def check_guided_the_negative_prompt_has_no_person():
     assert close(guided[1], plain[1]) and differ(bypass[1], plain[1])
     again = first_answers(put_on(MODEL))
     assert all(map(torch.equal, again, bypass)), "what was guided has left something"
+
+
+def check_guided_where_one_side_has_an_area():
+    """Core gives the other side a copy of that prompt, with its id."""
+    for area in (0, 1):
+        plain, bypass, guided = (
+            first_answers(model, area=area) for model in (MODEL, put_on(MODEL), put_on(MODEL, mode=GUIDE))
+        )
+        assert close(guided[0], bypass[0]) and differ(bypass[0], plain[0]), area
+        assert close(guided[1], plain[1]) and differ(bypass[1], plain[1]), area
 
 
 def check_guided_by_a_guider_that_begins_with_the_negative_prompt():
@@ -329,6 +350,10 @@ def check_quantised_weights():
     plain = sample(model)
     assert close(plain, sample(unpacked))
     assert close(sample(put_on(model, base=ANNA_BASE)), sample(put_on(unpacked, base=ANNA_BASE, mode=MERGE)))
+    with pytest.raises(HyperLoRAError, match=r"attn\d\.to_\w+.* is quantised.*: use mode bypass"):
+        apply(model, ANNA, 0.8, mode=MERGE, schedule=Schedule(0.2, 1.0))
+    with pytest.raises(HyperLoRAError, match=r"is quantised.*: use an unquantised model"):
+        MustFit(ANNA)(None, model, {}, {}, None)
     assert torch.equal(sample(model), plain)
 
 

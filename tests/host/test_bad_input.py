@@ -136,13 +136,15 @@ def test_blend_weights_without_a_sum(server, anna):
     fails(server, graph, "blend weights 0.5, -0.5")
 
 
-def test_names_that_climb_out(server, anna):
+@pytest.mark.parametrize("name", ["../../escaped", "people/", "people/..", " "])
+def test_names_that_are_none(server, anna, name):
+    """Those that climb out, and those of a folder, whose file no list would show."""
     graph = demo(anna)
     graph["20"] = {
         "class_type": "HyperLoRASaveIdentity",
-        "inputs": {"identity": ["5", 0], "name": "../../escaped", "overwrite": False},
+        "inputs": {"identity": ["5", 0], "name": name, "overwrite": False},
     }
-    fails(server, graph, "'../../escaped' is not a name")
+    fails(server, graph, f"{name!r} is not a name")
 
 
 def test_something_else_on_the_face_wire(server):

@@ -54,14 +54,15 @@ print("gone")
 
 # A CPU that passes for a GPU: --lowvram and --novram can't be given together with --cpu, and mean nothing on one.
 SHORT_OF_ROOM = """
-def lora_of_photo():
-    return hyper.lora(hyper.coefficients(loaded.vision.encode_pictures([picture]), embeds))
+def tokens():
+    return loaded.vision.encode_pictures([picture])
 
-expected, tower = lora_of_photo(), loaded.vision.tower
+first = tokens()
+expected, tower = hyper.lora(hyper.coefficients(first, embeds)), loaded.vision.tower
 size = {part: sum(tensor.nbytes for tensor in part.parameters()) for part in (tower, hyper.encoder, hyper.basis)}
 
-def same():
-    lora = lora_of_photo()
+def same(tokens):
+    lora = hyper.lora(hyper.coefficients(tokens, embeds))
     return all(torch.allclose(tensor, expected[key], rtol=1e-4, atol=1e-6) for key, tensor in lora.items())
 
 def on_device(part):
@@ -73,7 +74,7 @@ management.is_device_cpu = lambda device: False
 management.lowvram_available = True
 
 management.vram_state = management.VRAMState.NO_VRAM  # --novram
-assert same()
+assert same(tokens())
 assert on_device(hyper.basis) == 0
 assert all(on_device(part) < size[part] / 2 for part in (tower, hyper.encoder))
 
@@ -82,7 +83,7 @@ management.vram_state = management.VRAMState.LOW_VRAM  # --lowvram
 free = management.get_free_memory
 room = size[hyper.encoder] // 2 + management.minimum_inference_memory()
 management.get_free_memory = lambda *args, **kwargs: room - sum(on_device(part) for part in size)
-assert same()
+assert same(first)
 assert on_device(hyper.basis) == 0 and 0 < on_device(hyper.encoder) < size[hyper.encoder]
 management.get_free_memory = free
 
@@ -97,9 +98,9 @@ def full(self, *args, **kwargs):
     return apply(self, *args, **kwargs)
 
 type(hyper.basis)._apply = full
-assert same(), "mixed from main memory"
+assert same(first), "mixed from main memory"
 assert hyper.basis not in ours() and len(moved) > 1
-assert same() and hyper.basis in ours(), "as soon as there is room, it is used"
+assert same(tokens()) and hyper.basis in ours(), "as soon as there is room, it is used"
 print("same")
 """
 

@@ -246,6 +246,15 @@ def test_bad_masks(server, two, halves):
     fails(server, crowd(two, [halves[0], halves[0]], PROMPTS), "100% on another person's", "Blend Identities")
 
 
+def test_a_schedule_begins_anew_in_each_run(server, two, halves):
+    """One step at the noise at which the last run ended: core alone would go on from there, before the start."""
+    graph = crowd(two[:1], halves[:1], PROMPTS[:1], [{"start": 0.2}], width=2 * SIDE, steps=1, denoise=0.5)
+    for seed in (1, 2):  # the Region itself comes from the host's cache in the second
+        graph["12"]["inputs"]["seed"] = seed
+        picture, without = server.run(graph).picture(), server.run(without_people(graph)).picture()
+        assert difference(picture[:, :SIDE], without[:, :SIDE]) > 0.5, seed
+
+
 def test_a_mask_for_each_picture(server, two, halves):
     """The person is on the left of the first picture and on the right of the second."""
 
