@@ -154,17 +154,19 @@ class Basis(nn.Module):
 
     def _apply(self, fn, recurse=True):
         """Moved to a device and back, the tensors come back to where they were: mapped from their file, and nothing is copied."""
-        probes = [torch.empty(0, dtype=dtype) for dtype in {tensor.dtype for tensor in self.parameters()}]
+        tensors = list(self.parameters())
+        here = torch.device("cpu") if tensors[0].is_meta else tensors[0].device  # nothing can be copied from "meta"
+        probes = [torch.empty(0, dtype=dtype, device=here) for dtype in {tensor.dtype for tensor in tensors}]
         moved = [fn(probe) for probe in probes]
         if any(after.dtype != probe.dtype for after, probe in zip(moved, probes, strict=True)):
             self._at_home = {}
         elif moved[0].device.type == "cpu":
-            if self._at_home:
+            if self._at_home and not any(tensor.requires_grad for tensor in tensors):
                 for name, tensor in self._at_home.items():
                     self.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
                 self._at_home = {}
                 return self
-        elif all(tensor.device.type == "cpu" and not tensor.requires_grad for tensor in self.parameters()):
+        elif all(tensor.device.type == "cpu" and not tensor.requires_grad for tensor in tensors):
             self._at_home = {name: tensor.data for name, tensor in self.named_parameters()}
         return super()._apply(fn, recurse)
 

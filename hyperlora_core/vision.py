@@ -109,7 +109,8 @@ class VisionEncoder:
     def encode_pictures(self, pictures: Iterable[np.ndarray]) -> Tensor:
         """uint8 pictures [h, w, 3] -> tokens [n, 1 + patches, width]."""
         pixels = torch.stack([clip_pixels(picture, self.image_size) for picture in pictures])  # (n, 3, h, w)
-        return torch.cat([self.encode(some) for some in pixels.split(MOST_AT_ONCE)])
+        tokens = [self.encode(some) for some in pixels.split(MOST_AT_ONCE)]
+        return torch.cat([some.to(tokens[0].device) for some in tokens])  # a host may run out of room in between
 
 
 def is_clip_tower(path: str | Path, width: int) -> bool:
@@ -148,8 +149,10 @@ def _token_width(shapes: dict[str, tuple[int, ...]]) -> int:
 
 
 def _token_count(shapes: dict[str, tuple[int, ...]]) -> int:
-    endings = _TOP["positional_embedding"]
-    return next(shape[0] for name, shape in shapes.items() if name.endswith(endings) and len(shape) == 2)
+    """Of the tensor beside the class embedding: a whole CLIP has the text's positions, too."""
+    stem = next(name for name in shapes if name.endswith("class_embedding")).removesuffix("class_embedding")
+    names = stem + "position_embedding.weight", stem + "positional_embedding"
+    return next((shapes[name][0] for name in names if name in shapes), 0)
 
 
 def _layout(shapes: dict[str, tuple[int, ...]], path: Path) -> dict[str, Reader]:

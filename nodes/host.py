@@ -71,7 +71,8 @@ def hand_over(
         module: (comfy.model_patcher.CoreModelPatcher if in_layers(module) else WholePatcher)(
             module,
             load_device=comfy.model_management.get_torch_device(),
-            offload_device=comfy.model_management.unet_offload_device(),
+            # what doesn't fit has to go somewhere else, also where the host keeps its own models on the device
+            offload_device=comfy.model_management.unet_offload_device() if in_layers(module) else torch.device("cpu"),
         )
         for module in modules
     }

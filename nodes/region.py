@@ -135,7 +135,7 @@ def before_sampling(executor, noise: Tensor, *args, **kwargs):
     places = [cond for conds in executor.class_obj.conds.values() for cond in conds if MARK in cond]
     for cond in places:
         masks = len(cond["mask"]) if "mask" in cond else 1
-        if masks not in (1, len(noise)):  # core would fail, or leave masks out
+        if masks not in (1, len(noise)):  # core would fail, leave masks out, or begin with the first again
             raise HyperLoRAError(
                 f"A person has {masks} masks, but {len(noise)} picture(s) are painted: "
                 "give as many masks as pictures, or one for all of them."

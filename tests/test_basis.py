@@ -99,10 +99,12 @@ def test_back_from_a_device_it_lies_where_it_lay():
         assert_same(hyper.lora(person), expected, rtol=0)
 
 
-def test_what_is_trained_or_converted_is_copied_back():
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_what_is_trained_or_converted_is_copied_back(when):
     hyper = load_hyperlora(GOOD)
-    hyper.basis.requires_grad_(True)
+    hyper.basis.requires_grad_(when == "before")
     hyper.basis.to("meta")
+    hyper.basis.requires_grad_(True)
     with pytest.raises(NotImplementedError, match="meta"):
         hyper.basis.to("cpu")
     other = load_hyperlora(GOOD)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from hyperlora_core import HyperLoRAError, VisionEncoder
 from hyperlora_core.encode import PhotoEncoder
@@ -81,11 +81,16 @@ def test_tokens_equal_transformers(sizes, tmp_path):
     with torch.inference_mode():
         wanted = tower(pixels, output_hidden_states=True).hidden_states[-2]
     tensors = vision_part(tower)
-    text = {"text_model.embeddings.token_embedding.weight": torch.zeros(9, 4), "logit_scale": torch.tensor(1.0)}
+    text = {
+        "text_model.embeddings.token_embedding.weight": torch.zeros(9, 4),
+        "text_model.embeddings.position_embedding.weight": torch.zeros(77, 768),
+        "logit_scale": torch.tensor(1.0),
+    }
     files = {
         "hf_vision.safetensors": tensors,
         "hf_whole.safetensors": tensors | text | {"visual_projection.weight": torch.zeros(8, sizes["hidden_size"])},
-        "open_clip.safetensors": open_clip_form(tensors, "visual.") | {"token_embedding.weight": torch.zeros(9, 4)},
+        "open_clip.safetensors": open_clip_form(tensors, "visual.")
+        | {"token_embedding.weight": torch.zeros(9, 4), "positional_embedding": torch.zeros(77, 768)},
         "open_clip_visual.safetensors": open_clip_form(tensors, ""),
     }
     for name, content in files.items():
@@ -119,6 +124,10 @@ def test_the_tower_for_336_pixels_is_refused(tmp_path):
         path = tmp_path / f"clip-vit-large-patch14-{side}.safetensors"
         save_file(vision_part(random_tower({**sizes, "patch_size": 14, "image_size": side})), path)
         assert is_clip_tower(path, 1024) is fits
+        whole = tmp_path / f"whole-{side}.safetensors"
+        text = {"text_model.embeddings.position_embedding.weight": torch.zeros(77, 768)}
+        save_file({**text, **load_file(path)}, whole)
+        assert is_clip_tower(whole, 1024) is fits
     reads = SimpleNamespace(name="a checkpoint", clip_width=1024)
     with pytest.raises(HyperLoRAError, match=r"577 tokens .* reads 257: .*not the one for 336"):
         PhotoEncoder(reads, None, VisionEncoder.load(path))

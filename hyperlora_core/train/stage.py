@@ -37,7 +37,7 @@ from ..fingerprint import fingerprint
 from ..inject import LowRank
 from ..pipeline import load_pipeline
 from ..prompt import with_trigger
-from ..vision import VisionEncoder
+from ..vision import VisionEncoder, wrong_tokens
 from .config import LoopConfig
 from .denoising import BesideUNet, DenoisingTask, spread
 from .diffusion import check_weights
@@ -306,6 +306,11 @@ def make_task(config: Config, sources: Sources, name: str) -> StageTask:
         raise HyperLoRAError(
             f"The CLIP image tower {sources.clip} makes tokens of {vision.width} channels, but hyperlora.clip_width is "
             f"{config.hyperlora.clip_width}: choose the other tower (--clip) or change the config."
+        )
+    if wrong_tokens(vision.width, vision.tokens):
+        raise HyperLoRAError(
+            f"The CLIP image tower {sources.clip} makes {vision.tokens} tokens of a picture, which no loader would take: "
+            "choose the ViT-L/14 for 224 pixels (--clip), not the one for 336."
         )
     pipeline = load_pipeline(sources.base, device="cpu")
     network = make_network(config, pipeline.unet, sources.root)
