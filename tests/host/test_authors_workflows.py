@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from authors_workflows import AUTHORS, STRANGERS, WORKFLOWS, api
 from comfyui import ComfyUI, RefusedError
-from graphs import DEMO, demo
+from graphs import demo, read
 from people import photo_of
 
 SHIPPED = "demo (shipped)"
 SAMPLER = {"seed": 1, "steps": 8, "cfg": 3.0, "sampler_name": "euler", "scheduler": "normal"}
-PROMPT = DEMO["8"]["inputs"]["prompt"]
+PROMPT = read("api/demo.json")["8"]["inputs"]["prompt"]
 
 
 @pytest.fixture(scope="session")
