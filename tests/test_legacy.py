@@ -124,6 +124,10 @@ class Vision:
     def width(self) -> int:
         return self.answers[0].shape[-1]
 
+    @property
+    def tokens(self) -> int:
+        return self.answers[0].shape[1]
+
     def encode_pictures(self, pictures):
         tokens = self.answers.pop(0)
         assert len(list(pictures)) == len(tokens)

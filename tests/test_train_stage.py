@@ -380,7 +380,7 @@ def test_export_is_a_checkpoint_that_every_loader_reads(trained, sources, task, 
         # all rows together: one that is nearly 0 before it gets its length is another in fp16
         for one, other in ((theirs, ours[i]), (theirs_base, ours_base[i])):
             assert (one - other).norm() < 1e-2 * other.norm()
-    key = network.keys()[0]
+    key = network.basis.keys[0]
     pair, lora = network.low_rank(ours, "id", torch.ones(4))[key], hyper.lora(ours[0])
     product = lora[f"{key}.lora_up.weight"] @ lora[f"{key}.lora_down.weight"] * lora[f"{key}.alpha"] / SIZE.rank
     assert torch.allclose((pair.down[0] @ pair.up[0]).T, product, atol=5e-3)
