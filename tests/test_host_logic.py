@@ -57,7 +57,7 @@ def test_what_has_no_room_on_the_device(nodes, monkeypatch):
     )
     monkeypatch.setattr(host.comfy, "model_management", management)
     monkeypatch.setattr(host.WholePatcher, "detach", lambda self: detached.append(self.model), raising=False)
-    tower, basis = torch.nn.LayerNorm(2), host.Basis({"0.to_q.id_down_basis": torch.zeros(2, 3, 1)}, ["a"])
+    tower, basis = torch.nn.PReLU(), host.Basis({"0.to_q.id_down_basis": torch.zeros(2, 3, 1)}, ["a"])
     owner = SimpleNamespace()
     host.hand_over(owner, [tower, basis])
     for problem[0] in (None, MemoryError("no room")):
