@@ -65,7 +65,6 @@ ROWS: dict[str, tuple[Step, ...]] = {
     "K 8, rank 4": _people(SMALL),
     "K 32, rank 16": _people(LARGE),
     "half the people": _people({}, {"people.people": 1536}),
-    "face weight 1": _people({}, {"stage.face_weight": 1.0}),
     "reader, then id-embedding": (Step("id-embedding", 50, GENTLE, READ),),
     "reader, then with PuLID": (Step("id-embedding", 50, {**GENTLE, "pulid": PULID}, READ),),
     "three stages": (
@@ -86,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--rows", nargs="+", choices=list(ROWS), default=list(ROWS), metavar="ROW", help=", ".join(ROWS)
     )
-    parser.add_argument("--people", type=int, default=24, metavar="N", help="held-out people (default: %(default)s)")
+    parser.add_argument("--people", type=int, default=100, metavar="N", help="held-out people (default: %(default)s)")
     parser.add_argument("--paint-steps", type=int, default=12, metavar="N", help="(default: %(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps (default: %(default)s)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: PyTorch's choice)")
