@@ -1,5 +1,6 @@
 """A real ComfyUI for tests: found on this machine, started on the CPU with this pack installed, spoken to over HTTP."""
 
+import asyncio
 import io
 import json
 import os
@@ -12,6 +13,7 @@ import urllib.request
 import uuid
 from pathlib import Path
 
+import aiohttp
 import numpy as np
 from PIL import Image
 
@@ -115,9 +117,28 @@ class ComfyUI:
         with urllib.request.urlopen(request, timeout=60) as answer:
             return json.load(answer)["name"]
 
-    def run(self, workflow: dict) -> "Result":
+    def run_and_watch(self, workflow: dict) -> tuple["Result", set[str]]:
+        """As `run`, and the nodes that ran, those that nodes expanded to included, as the front end is told of them."""
+        return asyncio.run(self._watched(workflow))
+
+    async def _watched(self, workflow: dict) -> tuple["Result", set[str]]:
+        client, ran = uuid.uuid4().hex, set()
+        async with aiohttp.ClientSession() as session, session.ws_connect(f"{self.url}/ws?clientId={client}") as socket:
+            running = asyncio.create_task(asyncio.to_thread(self.run, workflow, client))
+            while True:
+                message = await asyncio.wait_for(socket.receive(), RUN_TIMEOUT)
+                if message.type != aiohttp.WSMsgType.TEXT:
+                    continue  # previews
+                event = message.json()
+                if event["type"] == "executing" and event["data"]["node"] is None:
+                    return await running, ran
+                if event["type"] == "executing":
+                    ran.add(event["data"]["node"])
+
+    def run(self, workflow: dict, client: str | None = None) -> "Result":
         """Queue an API-format workflow and wait for its end."""
-        prompt_id = self.post("/prompt", {"prompt": workflow, "client_id": uuid.uuid4().hex})["prompt_id"]
+        given = {"prompt": workflow, "client_id": client or uuid.uuid4().hex}
+        prompt_id = self.post("/prompt", given)["prompt_id"]
         end = time.monotonic() + RUN_TIMEOUT
         while time.monotonic() < end:
             history = self.get(f"/history/{prompt_id}")

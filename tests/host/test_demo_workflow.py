@@ -81,9 +81,9 @@ def test_another_seed_reuses_the_identity(server, anna):
     assert not np.array_equal(one.picture(), two.picture())
 
 
-@pytest.mark.parametrize("mode", ["merge", "guide"])
-def test_portrait_node_equals_the_chain(server, anna, mode):
-    short = demo(anna)
+def with_portrait(photo: str, mode: str) -> dict:
+    """The demo workflow with one node for Encode Identity, Generate LoRA, Apply and Trigger Prompt."""
+    short = demo(photo)
     prompt = short["8"]["inputs"]["prompt"]
     for replaced in ("5", "6", "7", "8"):
         del short[replaced]
@@ -96,10 +96,38 @@ def test_portrait_node_equals_the_chain(server, anna, mode):
     }  # fmt: skip
     short["12"]["inputs"]["model"] = ["20", 0]
     short["9"]["inputs"]["text"] = ["20", 1]
+    return short
+
+
+@pytest.mark.parametrize("mode", ["merge", "guide"])
+def test_portrait_node_equals_the_chain(server, anna, mode):
     chain = server.run(demo(anna, HyperLoRAApply={"mode": mode})).picture()
-    assert np.array_equal(server.run(short).picture(), chain)
+    assert np.array_equal(server.run(with_portrait(anna, mode)).picture(), chain)
     other = {"merge": "guide", "guide": "merge"}[mode]
     assert not np.array_equal(server.run(demo(anna, HyperLoRAApply={"mode": other})).picture(), chain)
+
+
+def test_portrait_node_keeps_what_another_prompt_or_weight_leaves(server, anna, ben):
+    graph, inside = with_portrait(anna, "merge"), {f"20.0.0.{number}" for number in (1, 2, 3)}
+    server.run(graph)
+    prompt = graph["20"]["inputs"]["prompt"] + ", smiling"
+    graph["20"]["inputs"]["prompt"] = prompt
+    another_prompt, ran = server.run_and_watch(graph)
+    assert {"20", "9", "12"} <= ran and not ran & inside, "the model stays as it was patched"
+    graph["20"]["inputs"]["weight"] = 0.5
+    assert server.run_and_watch(graph)[1] & inside == {max(inside)}, "Apply alone"
+    graph["4"]["inputs"]["image"] = ben
+    another_person, ran = server.run_and_watch(graph)
+    assert ran & inside == inside
+    # the chains come last: a graph without the node makes the host forget what the node kept
+    for result, chain in ((another_prompt, demo(anna)), (another_person, demo(ben, HyperLoRAApply={"weight": 0.5}))):
+        chain["8"]["inputs"]["prompt"] = prompt
+        assert np.array_equal(result.picture(), server.run(chain).picture())
+
+
+def test_portrait_node_says_what_is_wrong_with_a_photo(server):
+    graph = with_portrait(server.upload(Image.new("RGB", (256, 256)), "black.png"), "merge")
+    assert "No face was found in Photo 1" in server.run(graph).error
 
 
 def test_saved_and_loaded_identity_paints_the_same_photo_of(server, anna):
