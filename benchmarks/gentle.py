@@ -5,13 +5,14 @@
 Each way paints the same prompts from the same noise. Similarity: cosine to another photo of the person, by a recognition
 network that steers nothing. Rest: mean difference (0 to 255) to the picture without LoRA, outside the face. The exit status
 is 1 if rank 8 keeps less than 98 % of the similarity that the LoRA adds, or kept norms less than 90 %, or if these change the
-rest more.
+rest more. A sheet is written into --out: some people, painted each way.
 """
 
 import argparse
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -20,20 +21,23 @@ from tqdm import tqdm
 
 from hyperlora_core import merge_branches, open_encoder
 from hyperlora_core.compress import compress
+from hyperlora_core.evaluate.grid import Cell, draw_grid
 from hyperlora_core.evaluate.instruments import MeasuringNetwork
 from hyperlora_core.evaluate.people import drawn_people
 from hyperlora_core.evaluate.protocol import SCENES, load_protocol
 from hyperlora_core.face.analyzer import FaceAnalyzer
 from hyperlora_core.face.prepare import face_box
+from hyperlora_core.files import written_aside
 from hyperlora_core.locate import demo_folder
 from hyperlora_core.lora import LoRA, diffusers_path, pairs
-from hyperlora_core.norms import column_gains, column_norms
+from hyperlora_core.norms import column_norms, with_norms
 from hyperlora_core.pipeline import load_pipeline, render
 from hyperlora_core.prompt import with_trigger
 
 ID_WEIGHT, BASE_WEIGHT = 0.8, 0.4
 NONE, FULL, NORMS = "without LoRA", "rank 12, as generated", "rank 12, norms kept"
 RANKS = (8, 6, 4, 2)
+SHEET_PEOPLE = 4
 
 
 class Way(NamedTuple):
@@ -56,7 +60,7 @@ def merged(unet: torch.nn.Module, lora: LoRA, keep_norms: bool) -> Iterator[None
         before.append((weight, original))
         weight += (scale * up @ down).to(weight)
         if keep_norms:
-            weight *= column_gains(weight, column_norms(original)).to(weight)
+            weight.copy_(with_norms(weight, column_norms(original)))
     try:
         yield
     finally:
@@ -81,6 +85,9 @@ def main() -> int:
     parser.add_argument("--pictures", type=int, default=2, help="of each person, at most 4 (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--cfg", type=float, default=3.0)
+    parser.add_argument(
+        "--out", type=Path, default=Path("outputs/gentle"), metavar="FOLDER", help="the sheet (default: %(default)s)"
+    )
     arguments = parser.parse_args()
 
     protocol = load_protocol()
@@ -90,6 +97,7 @@ def main() -> int:
     pipeline = load_pipeline(demo_folder())
     similarity = {name: [] for name in (NONE, *WAYS)}
     rest, lost = {name: [] for name in WAYS}, {name: [] for name in WAYS}
+    rows = []
 
     def paint(person, number: int) -> np.ndarray:
         prompt = with_trigger(person.prompts[SCENES][number])
@@ -111,16 +119,19 @@ def main() -> int:
             continue
         plain = [paint(person, number) for number in range(arguments.pictures)]
         similarity[NONE] += [alike(picture, gallery) for picture in plain]
+        cells = [Cell(person.photos[0], ["photo"]), Cell(plain[0], [f"{similarity[NONE][-len(plain)]:.2f}"])]
         for name, way in WAYS.items():
             used, errors = (joined, {}) if way.rank is None else compress(joined, way.rank)
             lost[name] += list(errors.values()) or [0.0]
             with merged(pipeline.unet, used, way.keep_norms):
                 painted = [paint(person, number) for number in range(arguments.pictures)]
             similarity[name] += [alike(picture, gallery) for picture in painted]
+            cells.append(Cell(painted[0], [f"{similarity[name][-len(painted)]:.2f}"]))
             for before, after in zip(plain, painted, strict=True):
                 where = outside_faces([before, after], encoder.faces)
                 if where.any():
                     rest[name].append(np.abs(after.astype(float) - before)[where].mean())
+        rows.append(("", cells))
 
     means = {name: float(np.mean(values)) for name, values in similarity.items()}
     print("| way | similarity (cosine) | rest changes by | of a layer's change lost |\n|---|---|---|---|")
@@ -131,6 +142,8 @@ def main() -> int:
             f"| {name} | {means[name]:.3f} +- {spread:.3f} | {np.mean(rest[name]):.2f} | {np.mean(lost[name]):.1%}, "
             f"at most {np.max(lost[name]):.1%} |"
         )
+    with written_aside(arguments.out / "gentle.png") as aside:
+        draw_grid(["photo", NONE, *WAYS], rows[:SHEET_PEOPLE]).save(aside, format="PNG")
     gained = {name: means[name] - means[NONE] for name in WAYS}
     fine = gained["rank 8"] >= 0.98 * gained[FULL] and gained[NORMS] >= 0.9 * gained[FULL]
     return 0 if fine and np.mean(rest[NORMS]) <= np.mean(rest[FULL]) else 1

@@ -84,9 +84,9 @@ def attention_paths(names: Collection[str]) -> dict[str, str]:
             found[name] = next(path.removeprefix(prefix) for prefix in _PREFIXES if path.startswith(prefix))
     original = [path for path in found.values() if path.startswith(_ORIGINAL)]
     if not original:
-        return {
-            name: path for name, path in found.items() if path.startswith(("down_blocks.", "mid_block.", "up_blocks."))
-        }
+        levels = ("down_blocks.", "mid_block.", "up_blocks.")
+        # what else has transformer blocks: motion modules, say
+        return {name: path for name, path in found.items() if path.startswith(levels) and _PATH.fullmatch(path)}
     # three levels of ResNets with a downsampler each but the last, behind the first convolution
     numbers = {int(number) for name in names if (number := _number(name)) is not None}
     layers_per_block = (max(numbers) + 1) // 3 - 1 if numbers else SDXL_LAYERS_PER_BLOCK

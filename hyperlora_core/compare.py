@@ -44,7 +44,8 @@ def comparison(columns: Sequence[Column], side: int = SIDE) -> np.ndarray:
     rows = []
     for number in range(count):
         row = [_score(column, number) for column in columns]
-        best = max((score.value for score in row if score and score.value < ITSELF), default=None)
+        cosines = [score.cosine for score in row if score and score.cosine is not None]
+        best = max((cosine for cosine in cosines if cosine < ITSELF), default=None)
         cells = [_cell(column, number, score, best) for column, score in zip(columns, row, strict=True)]
         rows.append((f"{number + 1}" if count > 1 else "", cells))
     return np.asarray(draw_grid([column.label for column in columns], rows, tile, line))

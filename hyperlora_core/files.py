@@ -3,8 +3,9 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,9 +30,7 @@ def written_aside(path: str | Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=ASIDE, dir=path.parent)
     except OSError as error:
-        raise HyperLoRAError(
-            f"Can't write {path}: {error.strerror or error}. Choose a folder that you may write to."
-        ) from error
+        raise _cannot_write(path, error) from error
     os.close(handle)
     aside = Path(name)
     try:
@@ -84,13 +83,40 @@ def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], metadata: Mapping
         raise OSError(str(error)) from error
 
 
-def free_name(path: Path) -> Path:
-    """`path`, or with _2, _3, ... behind the stem: the first that doesn't exist."""
-    candidate, number = path, 1
-    while candidate.exists():
-        number += 1
-        candidate = path.with_stem(f"{path.stem}_{number}")
-    return candidate
+@contextmanager
+def free_name(names: Iterable[Path]) -> Iterator[Path]:
+    """Yield the first of `names` that doesn't exist, to be written: an empty file keeps it from other processes.
+
+    If the block fails that file goes. Raises HyperLoRAError when the folder can't be written to.
+    """
+    for path in names:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _cannot_write(path, error) from error
+        try:
+            path.open("x").close()
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise _cannot_write(path, error) from error
+        try:
+            yield path
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        return
+
+
+def numbered(path: Path) -> Iterator[Path]:
+    """`path`, then with _2, _3, ... behind the stem."""
+    yield path
+    for number in count(2):
+        yield path.with_stem(f"{path.stem}_{number}")
+
+
+def _cannot_write(path: Path, error: OSError) -> HyperLoRAError:
+    return HyperLoRAError(f"Can't write {path}: {error.strerror or error}. Choose a folder that you may write to.")
 
 
 def _umask() -> int:

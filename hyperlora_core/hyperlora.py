@@ -211,7 +211,8 @@ def photo_shares(weights: Tensor | Sequence[float] | None, photos: int) -> Tenso
     if weights is None:
         return torch.full((photos,), 1 / photos)
     weights = torch.as_tensor(weights, dtype=torch.float32)
-    if weights.shape != (photos,) or not torch.isfinite(weights).all() or (weights < 0).any() or weights.sum() <= 0:
+    usable = weights.shape == (photos,) and bool(torch.isfinite(weights).all() and (weights >= 0).all())
+    if not usable or not 0 < weights.sum() < float("inf"):
         raise HyperLoRAError(
             f"Photo weights {weights.tolist()} don't fit {photos} photo(s): give one number of at least 0 per photo, not all 0."
         )

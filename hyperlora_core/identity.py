@@ -1,9 +1,10 @@
 """A person as the hypernetwork knows them: coefficients, 0.3 MB, to save, name, share, weight and blend."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -16,6 +17,7 @@ from .weights_check import check_safetensors
 
 FORMAT = "hyperlora.identity"
 FORMAT_VERSION = "1"
+PROVENANCE = ("fingerprint", "checkpoint", "photo_count")  # what is kept of an Identity besides its tensors
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,7 @@ class Identity:
         tensors = {"id": self.coefficients.to("cpu", dtype).contiguous()}
         if self.base_coefficients is not None:
             tensors["base"] = self.base_coefficients.to("cpu", dtype).contiguous()
-        provenance = {
-            "fingerprint": self.fingerprint,
-            "checkpoint": self.checkpoint,
-            "photo_count": self.photo_count,
-        }
+        provenance = {name: getattr(self, name) for name in PROVENANCE}
         with written_aside(path) as aside:
             metadata = {"format": FORMAT, "version": FORMAT_VERSION, "provenance": json.dumps(provenance)}
             write_tensors(aside, tensors, metadata)
@@ -58,13 +56,14 @@ class Identity:
                 f"{path} was saved in format version {metadata.get('version')}; this is version {FORMAT_VERSION}. "
                 "Update HyperLoRA, or encode the photos again."
             )
-        provenance = json.loads(metadata["provenance"])
         with safe_open(path, framework="pt") as file:
             # a copy, since the mapped file may be saved over while the identity lives on
             tensors = {name: file.get_tensor(name).float().clone() for name in file.keys()}  # noqa: SIM118
+        if "id" not in tensors:
+            raise HyperLoRAError(f"{path} holds no coefficients. Encode the photos again and save anew.")
         if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
             raise HyperLoRAError(f"{path} holds NaN. Encode the photos again and save anew.")
-        return cls(tensors["id"], tensors.get("base"), **provenance)
+        return cls(tensors["id"], tensors.get("base"), **_provenance(metadata, path))
 
     @staticmethod
     def blend(parts: "Iterable[tuple[Identity, float]]") -> "Identity":
@@ -106,3 +105,14 @@ class Identity:
                 f"This identity was encoded with {self.checkpoint or 'another checkpoint'} ({self.fingerprint}), not with "
                 f"{hyper.name} ({hyper.fingerprint}): load that checkpoint, or encode the photos again with this one."
             )
+
+
+def _provenance(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
+    """What an identity's file says of its origin; what a later version may say besides is passed over."""
+    try:
+        told = json.loads(metadata["provenance"])
+        return {name: told[name] for name in PROVENANCE}
+    except (KeyError, TypeError, ValueError) as error:
+        raise HyperLoRAError(
+            f"{path} doesn't say which checkpoint it belongs to. Encode the photos again and save anew."
+        ) from error

@@ -56,7 +56,12 @@ def pairs(lora: Mapping[str, Tensor]) -> Iterator[Pair]:
                 f"The LoRA's {key} holds NaN or infinity: generate it again, in fp32 if that happens often."
             )
         rank = down.shape[0]
-        yield Pair(key, down, up, float(lora.get(key + ALPHA, rank)) / rank)
+        alpha = torch.as_tensor(lora.get(key + ALPHA, float(rank)))
+        if rank == 0 or alpha.numel() != 1 or not torch.isfinite(alpha).all():
+            raise HyperLoRAError(
+                f"The LoRA's {key} has rank {rank} and alpha {alpha.tolist()}: generate or download it again."
+            )
+        yield Pair(key, down, up, float(alpha) / rank)
 
 
 def merge_branches(id_lora: LoRA, base_lora: LoRA | None, id_weight: float = 0.8, base_weight: float = 0.4) -> LoRA:

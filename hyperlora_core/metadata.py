@@ -15,8 +15,14 @@ from .prompt import TRIGGER
 from .weights_check import check_safetensors
 
 THUMBNAIL = 256  # px, square: what modelspec recommends
-# what a file says of its tensors, which `save_lora` writes anew
-_OF_THE_TENSORS = ("ss_network_", "modelspec.implementation", "modelspec.sai_model_spec")
+# what a file says of its tensors: `save_lora` writes it anew, or nothing of it
+_OF_THE_TENSORS = (
+    "ss_network_",
+    "sshs_",  # kohya's hashes
+    "modelspec.hash_sha256",
+    "modelspec.implementation",
+    "modelspec.sai_model_spec",
+)
 
 
 def describe(

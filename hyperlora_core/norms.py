@@ -21,3 +21,9 @@ def column_gains(changed: Tensor, norms: Tensor) -> Tensor:
     """
     now = column_norms(changed)
     return torch.where(now > 0, norms / now, 1.0)
+
+
+def with_norms(changed: Tensor, norms: Tensor) -> Tensor:
+    """`changed` [out, in] with columns of the lengths `norms` [in], in its precision."""
+    # by way of fp32: what lengthens a column that the LoRA nearly cancels can be more than fp16 holds
+    return (changed.float() * column_gains(changed, norms)).to(changed.dtype)

@@ -72,7 +72,8 @@ def _alike(source, target, level: str, one: tuple[int, int], two: tuple[int, int
         sides = []
         for layers, (stack, depth) in ((source, one), (target, two)):
             paths = [f"{block_path(level, stack, block)}.{linear}" for block in range(depth)]
-            if len({layers.shapes.get(path) for path in paths}) != 1:
+            shapes = {layers.shapes.get(path) for path in paths}
+            if len(shapes) != 1 or None in shapes:
                 return None
             weights = torch.stack([read(layers, path).flatten() for path in paths])  # (depth, out * in)
             sides.append(torch.nn.functional.normalize(weights, dim=1))

@@ -10,6 +10,7 @@ The difference of the coefficients would be wrong. A LoRA is a product of two mi
 import math
 
 import torch
+from torch import Tensor
 
 from .basis import LoRA
 from .errors import HyperLoRAError
@@ -23,8 +24,9 @@ AMOUNT = 0.7  # the paper's
 def slider_lora(hyper: HyperLoRA, start: Identity, end: Identity, amount: float = AMOUNT, branch: str = "id") -> LoRA:
     """From `start` (negative amounts) to `end` (positive ones), two identities that differ in what the slider changes.
 
-    Returns a LoRA of rank 2 r that at weight 1 is `amount` times end's LoRA minus start's. Raises HyperLoRAError for
-    identities of another checkpoint, two that are the same, an amount that isn't finite, or a branch that isn't there.
+    Returns a LoRA of rank 2 r that at weight 1 is `amount` times end's LoRA minus start's, and changes nothing where only
+    their other branches differ. Raises HyperLoRAError for identities of another checkpoint, two that are the same, an amount
+    that isn't finite, or a branch that isn't there.
     """
     if not math.isfinite(amount):
         raise HyperLoRAError(f"A slider can't be moved by {amount}: use a number such as {AMOUNT}.")
@@ -38,9 +40,13 @@ def slider_lora(hyper: HyperLoRA, start: Identity, end: Identity, amount: float 
                 "encode its photo again."
             )
         ends.append(coefficients)
-    if ends[0] is not None and torch.equal(*ends):
+    if torch.equal(start.coefficients, end.coefficients) and _same(start.base_coefficients, end.base_coefficients):
         raise HyperLoRAError(
             "Both ends of the slider are the same identity, so it would change nothing: encode two photos that differ in "
             "one thing, such as with and without a smile."
         )
     return merge_branches(hyper.lora(ends[1], branch), hyper.lora(ends[0], branch), amount, -amount)
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is None or other is None or torch.equal(one, other)

@@ -20,12 +20,13 @@ class Leading(NamedTuple):
 
 
 def leading(weight: Tensor, count: int) -> Leading:
-    """weight [out, in] -> its leading `count` singular vectors, fp32, on the weight's device.
+    """weight [out, in] -> its leading `count` singular vectors, fp32, on the weight's device (of Apple's, on the CPU).
 
     Exact, by the smaller Gram matrix, for a small weight or more than a quarter of all vectors; else an estimate, the
     same each time, that may mix vectors whose values are about the same.
     """
-    weight = weight.float()
+    # PyTorch has no eigh there, and its qr is slower than the CPU's
+    weight = (weight.cpu() if weight.device.type == "mps" else weight).float()
     wide = weight if weight.shape[0] <= weight.shape[1] else weight.T  # (a, b), a <= b
     exact = len(wide) <= SMALL or 4 * count > len(wide)
     near, far = (_exact if exact else _estimated)(wide, count)

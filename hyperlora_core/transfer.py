@@ -236,7 +236,7 @@ def _size(pair: Pair) -> float:
 
 def _weight(layers: BaseLayers, path: str, which: str, device: str | torch.device) -> Tensor:
     weight = layers.weight(path)
-    if tuple(weight.shape) != tuple(layers.shapes[path]):
+    if tuple(weight.shape) != tuple(layers.shapes[path]) or not weight.is_floating_point():
         raise HyperLoRAError(
             f"The {which} model's {path} is stored in a packed form: load that model unquantised to move a LoRA."
         )

@@ -2,8 +2,9 @@
 
 import numpy as np
 from comfy_api.latest import io
+from comfy_execution.graph_utils import ExecutionBlocker
 
-from ..hyperlora_core import FaceAnalyzer, NoFaceError
+from ..hyperlora_core import FaceAnalyzer, HyperLoRAError, NoFaceError
 from ..hyperlora_core.face.analyzer import Face
 from ..hyperlora_core.face.choice import CHOICES
 from ..hyperlora_core.face.close_up import around, soften
@@ -123,6 +124,7 @@ class HyperLoRADetectFaces(io.ComfyNode):
                 io.Int.Output("y", tooltip="Upper edge of the close-up in the first picture."),
                 io.Int.Output("side", tooltip="Width and height of the close-up."),
             ],
+            hidden=[io.Hidden.prompt, io.Hidden.unique_id],
         )
 
     @classmethod
@@ -142,6 +144,24 @@ class HyperLoRADetectFaces(io.ComfyNode):
             annotated.append(annotate(photo, found))
             masks.append(face_mask(photo, found))
             step(number, len(image))
-        square = around(faces[0], photos[0].shape[:2])
-        close_up = image_batch([square.cut(photos[0])]), mask_batch([soften(square.cut(masks[0]))])
-        return io.NodeOutput(faces, image_batch(annotated), mask_batch(masks), sum(map(len, faces)), *close_up, *square)
+        try:
+            close_up = close_up_of(photos[0], faces[0], masks[0])
+        except HyperLoRAError as error:
+            if cls.close_up_wanted():
+                raise
+            close_up = [ExecutionBlocker(str(error))] * 5  # for who connects one later: what was found is kept
+        return io.NodeOutput(faces, image_batch(annotated), mask_batch(masks), sum(map(len, faces)), *close_up)
+
+    @classmethod
+    def close_up_wanted(cls) -> bool:
+        """Whether a node is connected to one of the close-up's outputs; in graphs that can't be seen, yes."""
+        graph, here = cls.hidden.prompt or {}, cls.hidden.unique_id
+        first = [output.id for output in cls.define_schema().outputs].index("close_up")
+        links = (value for node in graph.values() for value in node["inputs"].values() if isinstance(value, list))
+        return here not in graph or any(link[0] == here and link[1] >= first for link in links if len(link) == 2)
+
+
+def close_up_of(photo: np.ndarray, faces: list[Face], mask: np.ndarray) -> list:
+    """Picture, mask, x, y, side. Raises HyperLoRAError for faces that no square in the photo holds."""
+    square = around(faces, photo.shape[:2])
+    return [image_batch([square.cut(photo)]), mask_batch([soften(square.cut(mask))]), *square]

@@ -1,5 +1,6 @@
 """Identities: photos encoded, people saved, loaded and blended."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import folder_paths
@@ -7,7 +8,7 @@ from comfy_api.latest import io
 
 from ..hyperlora_core import EncodeOptions, FaceAnalyzer, HyperLoRAError, Identity, PhotoEncoder
 from ..hyperlora_core.encode import parse_weights
-from ..hyperlora_core.files import free_name
+from ..hyperlora_core.files import free_name, numbered
 from ..hyperlora_core.pictures import image_batch
 from ..hyperlora_core.weighting import EQUAL, WEIGHTINGS
 from . import folders, host
@@ -145,8 +146,8 @@ class HyperLoRASaveIdentity(io.ComfyNode):
             raise HyperLoRAError(
                 f"{name!r} is not a name for a file in {root}: use letters, digits, and / for sub-folders."
             )
-        path = path if overwrite else free_name(path)
-        identity.save(path)
+        with nullcontext(path) if overwrite else free_name(numbered(path)) as path:
+            identity.save(path)
         return io.NodeOutput(str(path), ui={"text": [f"Saved {path.relative_to(root)}"]})
 
 

@@ -4,7 +4,7 @@ import comfy.lora
 from comfy.weight_adapter import LoRAAdapter
 
 from ..hyperlora_core.basis import LoRA
-from ..hyperlora_core.norms import column_gains, column_norms
+from ..hyperlora_core.norms import column_norms, with_norms
 
 
 class NormKeepingLoRA(LoRAAdapter):
@@ -17,7 +17,7 @@ class NormKeepingLoRA(LoRAAdapter):
     def calculate_weight(self, weight, *arguments, **options):
         norms = column_norms(weight)
         weight = super().calculate_weight(weight, *arguments, **options)
-        return weight.mul_(column_gains(weight, norms).to(weight.dtype))
+        return weight.copy_(with_norms(weight, norms))
 
 
 def merge_keeping_norms(model, lora: LoRA, strength: float):

@@ -1,5 +1,6 @@
 """A person's LoRA in a file."""
 
+from itertools import count
 from pathlib import Path
 
 import folder_paths
@@ -8,6 +9,7 @@ from comfy_api.latest import io
 from ..hyperlora_core import HyperLoRAError, Identity, save_lora
 from ..hyperlora_core.basis import LoRA
 from ..hyperlora_core.compress import compress, describe_errors
+from ..hyperlora_core.files import free_name
 from ..hyperlora_core.lora import NAMINGS
 from ..hyperlora_core.metadata import describe, save_preview
 from ..hyperlora_core.photo import read_batch
@@ -93,10 +95,11 @@ class HyperLoRASaveLoRA(io.ComfyNode):
         folder, name, counter, _, _ = folder_paths.get_save_image_path(
             filename_prefix, folder_paths.get_output_directory()
         )
-        path = Path(folder) / f"{name}_{counter:05}_.safetensors"
         joined = base_weight if base_lora is not None and base_weight != 0 else None
         metadata = describe(name, identity, joined, picture)
-        save_lora(saved, path, naming, metadata)
+        names = (Path(folder) / f"{name}_{number:05}_.safetensors" for number in count(counter))
+        with free_name(names) as path:
+            save_lora(saved, path, naming, metadata)
         if picture is not None:
             save_preview(picture, path)
         return io.NodeOutput(str(path), ui={"text": [f"Saved {path}", *text]})

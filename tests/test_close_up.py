@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from hyperlora_core import HyperLoRAError
 from hyperlora_core.face.analyzer import Face
 from hyperlora_core.face.close_up import FACTOR, around, soften
 
@@ -30,6 +31,13 @@ def test_several_faces_are_all_inside():
     square = around([face(100, 100, 150, 150), face(500, 300, 550, 350)], (1000, 1000))
     assert square.x <= 100 and square.y <= 100
     assert square.x + square.side >= 550 and square.y + square.side >= 350
+
+
+def test_faces_too_far_apart_for_a_square_are_told():
+    far = [face(70, 400, 230, 560), face(1306, 400, 1466, 560)]
+    with pytest.raises(HyperLoRAError, match="2 faces lie too far apart for a close-up in this picture of 1536 x 1024"):
+        around(far, (1024, 1536))
+    assert around(far, (1400, 1536)).side == 1400
 
 
 @pytest.mark.parametrize("size", [(1000, 800), (300, 900)])

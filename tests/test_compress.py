@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from hyperlora_core import HyperLoRAError, merge_branches, save_lora
 from hyperlora_core.compress import compress, describe_errors
 from hyperlora_core.lora import load_lora, pairs
-from hyperlora_core.norms import column_gains, column_norms
+from hyperlora_core.norms import column_norms, with_norms
 
 
 @pytest.fixture(scope="module")
@@ -76,11 +76,19 @@ def test_impossible_ranks(joined, rank):
         compress(joined, rank)
 
 
+def test_a_column_that_is_nearly_cancelled_keeps_its_length_in_half_precision():
+    """It is lengthened 16 million times: more than fp16 can say."""
+    changed = torch.tensor([[6e-8, 1.0], [0.0, 1.0]], dtype=torch.float16)
+    kept = with_norms(changed, torch.tensor([1.0, 2.0]))
+    assert kept.dtype == torch.float16
+    assert torch.allclose(column_norms(kept), torch.tensor([1.0, 2.0]), atol=1e-3)
+
+
 def test_columns_keep_their_length():
     weight, change = torch.randn(6, 4), torch.randn(6, 4)
     change[:, 2] = -weight[:, 2]  # a column that the change takes away
     merged = weight + change
-    kept = merged * column_gains(merged, column_norms(weight))
+    kept = with_norms(merged, column_norms(weight))
     lengths = column_norms(weight)
     lengths[2] = 0
     assert torch.allclose(column_norms(kept), lengths, atol=1e-6)

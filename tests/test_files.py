@@ -4,12 +4,13 @@ import os
 import resource
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 from places import ROOT
 
 from hyperlora_core.errors import HyperLoRAError
-from hyperlora_core.files import free_name, written_aside
+from hyperlora_core.files import free_name, numbered, written_aside
 
 
 def test_written_whole(tmp_path):
@@ -51,12 +52,33 @@ def test_no_room_for_the_file(tmp_path):
 
 
 def test_free_name(tmp_path):
-    path = tmp_path / "anna.safetensors"
-    assert free_name(path) == path
-    path.touch()
-    assert free_name(path).name == "anna_2.safetensors"
-    free_name(path).touch()
-    assert free_name(path).name == "anna_3.safetensors"
+    path = tmp_path / "new" / "anna.safetensors"
+    for name in ("anna", "anna_2", "anna_3"):
+        with free_name(numbered(path)) as free:
+            assert free.stem == name and free.stat().st_size == 0, "nobody else's now"
+            with free_name(numbered(path)) as another:
+                assert another != free
+            another.unlink()
+            free.write_text(name)
+    with pytest.raises(ValueError), free_name(numbered(path)) as free:
+        raise ValueError
+    assert sorted(file.stem for file in path.parent.iterdir()) == ["anna", "anna_2", "anna_3"]
+    with pytest.raises(HyperLoRAError, match="Can't write"), free_name(numbered(path / "below_a_file.txt")):
+        pass
+
+
+def save_many(path, times):
+    for _ in range(times):
+        with free_name(numbered(path)) as free, written_aside(free) as aside:
+            aside.write_text("a person")
+
+
+def test_processes_that_save_under_one_name_lose_nobody(tmp_path):
+    path = tmp_path / "anna.txt"
+    with ProcessPoolExecutor(3) as pool:
+        for done in [pool.submit(save_many, path, 20) for _ in range(3)]:
+            done.result()
+    assert len(list(tmp_path.glob("anna*.txt"))) == 60
 
 
 def test_unwritable_folder(tmp_path):

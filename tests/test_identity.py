@@ -1,5 +1,7 @@
 """Identities: saved, loaded, blended, weighted, and refused where they don't belong."""
 
+import json
+
 import pytest
 import torch
 from places import FIXTURES
@@ -83,6 +85,20 @@ def test_loading_something_else(tmp_path):
         Identity.load(tmp_path / "y.safetensors")
     with pytest.raises(HyperLoRAError, match="doesn't exist"):
         Identity.load(tmp_path / "none.safetensors")
+    marks = {"format": "hyperlora.identity", "version": "1"}
+    origin = {"fingerprint": "f", "checkpoint": "c", "photo_count": 1}
+    for given, told in (
+        ({"id": torch.zeros(2)}, marks),
+        ({"id": torch.zeros(2)}, marks | {"provenance": "no JSON"}),
+        ({"id": torch.zeros(2)}, marks | {"provenance": json.dumps({"fingerprint": "f"})}),
+        ({"other": torch.zeros(2)}, marks | {"provenance": json.dumps(origin)}),
+    ):
+        save_file(given, tmp_path / "z.safetensors", told)
+        with pytest.raises(HyperLoRAError, match=r"doesn't say which checkpoint|holds no coefficients"):
+            Identity.load(tmp_path / "z.safetensors")
+    more = marks | {"provenance": json.dumps(origin | {"of a later version": 1})}
+    save_file({"id": torch.zeros(2)}, tmp_path / "z.safetensors", more)
+    assert Identity.load(tmp_path / "z.safetensors").fingerprint == "f"
     person(0).save(tmp_path / "nan.safetensors")
     broken = Identity(torch.full((48, 16), float("nan")))
     broken.save(tmp_path / "nan.safetensors")
@@ -103,7 +119,7 @@ def test_photo_weights(hyper, inputs):
     assert torch.allclose(mixed.norm(dim=-1), torch.ones(len(mixed)), atol=1e-4)
 
 
-@pytest.mark.parametrize("weights", [[1, 1], [0, 0, 0], [1, -1, 1], [1, float("nan"), 1]])
+@pytest.mark.parametrize("weights", [[1, 1], [0, 0, 0], [1, -1, 1], [1, float("nan"), 1], [3e38, 3e38, 0]])
 def test_photo_weights_that_dont_fit(hyper, inputs, weights):
     with pytest.raises(HyperLoRAError, match="don't fit 3 photo"):
         hyper.coefficients(**inputs, weights=weights)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from hyperlora_core import HyperLoRAError, load_hyperlora, load_lora, merge_branches, save_lora, to_diffusers
 from hyperlora_core.lora import check_fits, diffusers_path, pairs
-from hyperlora_core.metadata import describe, save_preview
+from hyperlora_core.metadata import describe, kept, save_preview
 
 CASE = FIXTURES / "with_base"
 
@@ -148,12 +148,31 @@ def test_fit(loras):
         check_fits(loras[0], layers | {key: (64, 64)})
 
 
+def test_what_was_said_of_other_tensors_is_not_kept(loras, tmp_path):
+    said = describe("Anna") | {"sshs_model_hash": "ab", "sshs_legacy_hash": "ab", "modelspec.hash_sha256": "0xab"}
+    save_lora(loras[0], tmp_path / "anna.safetensors", metadata=said)
+    stays = kept(tmp_path / "anna.safetensors")
+    assert (
+        describe("Anna").keys() <= stays.keys()
+        and stays["modelspec.trigger_phrase"] == said["modelspec.trigger_phrase"]
+    )
+    assert not [name for name in stays if "hash" in name or name.startswith("ss_network_")]
+
+
 def test_broken_loras(loras):
     name = next(name for name in loras[0] if name.endswith("lora_up.weight"))
     with pytest.raises(HyperLoRAError, match="no matching down and up"):
         merge_branches({n: t for n, t in loras[0].items() if n != name}, None)
     with pytest.raises(HyperLoRAError, match="NaN"):
         merge_branches(loras[0] | {name: loras[0][name] * float("nan")}, None)
+    down, alpha = (name.replace("lora_up.weight", ending) for ending in ("lora_down.weight", "alpha"))
+    for broken in (
+        {alpha: torch.tensor(float("nan"))},
+        {alpha: torch.tensor([3.0, 4.0])},
+        {down: loras[0][down][:0], name: loras[0][name][:, :0]},
+    ):
+        with pytest.raises(HyperLoRAError, match=r"has rank \d+ and alpha"):
+            merge_branches(loras[0] | broken, None)
     with pytest.raises(HyperLoRAError, match="no tensor at all"):
         merge_branches({}, None)
     with pytest.raises(HyperLoRAError, match=r"it holds x\.diff"):

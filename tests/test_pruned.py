@@ -87,6 +87,12 @@ def test_stacks_of_another_depth_and_width_cannot_be_told_apart():
     assert_sentence(str(error.value), ("no attention layer in common",))
 
 
+def test_a_target_that_lacks_a_linear_in_every_block():
+    before, after = unet({"mid_block": (2,)}), unet({"mid_block": (1,)})
+    after = {name: tensor for name, tensor in after.items() if "attn2.to_q" not in name}
+    assert match_blocks(TensorLayers(before), TensorLayers(after), lambda layers, path: layers.weight(path)) == {}
+
+
 def test_in_order():
     scores = torch.tensor([[0.1, 0.9, 0.2], [0.9, 0.8, 0.3]])
     assert in_order(scores) == [(0, 1), (1, 2)]  # the largest of each row would cross

@@ -73,6 +73,13 @@ def test_a_sheet_has_a_column_each_and_marks_the_best():
     assert (lower == 255).all()
 
 
+def test_a_picture_without_a_face_is_never_the_best():
+    strangers = [Column(str(cosine), [picture(64, 48)], [Similarity(cosine, 1)]) for cosine in (-0.05, -0.2, None)]
+    sheet = comparison(strangers, side=128)
+    green = [(part.reshape(-1, 3) == GOOD).all(1).any() for part in np.split(sheet, 3, axis=1)]
+    assert green == [True, False, False]
+
+
 def test_pictures_of_another_form_are_shown_whole():
     red = (200, 0, 0)
     sheet = comparison([Column("a", [picture(100, 100)]), Column("b", [picture(50, 100, red)])], side=100)

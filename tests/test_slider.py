@@ -57,6 +57,15 @@ def test_amounts_mirror_each_other_and_zero_is_off(hyper, ends):
     assert any(change.any() for change in there.values())
 
 
+@pytest.mark.parametrize(("branch", "other"), [("id", "base"), ("base", "id")])
+def test_a_branch_in_which_the_ends_are_alike_changes_nothing(hyper, ends, branch, other):
+    """As of one photo encoded with and without colour: only what the ID branch sees differs."""
+    field = "coefficients" if branch == "id" else "base_coefficients"
+    end = replace(ends[1], **{field: getattr(ends[0], field)})
+    still, moving = (changes(slider_lora(hyper, ends[0], end, 0.7, one)) for one in (branch, other))
+    assert max(change.abs().max() for change in still.values()) < 1e-5 < min(c.abs().max() for c in moving.values())
+
+
 def test_a_difference_of_coefficients_would_have_no_direction(hyper, ends):
     """Why the slider isn't `hyper.lora(end - start)`."""
     difference = ends[1].coefficients - ends[0].coefficients
@@ -68,8 +77,10 @@ def test_what_no_slider_can_be_made_of(hyper, ends):
     start, end = ends
     with pytest.raises(HyperLoRAError, match=r"another checkpoint.*not with"):
         slider_lora(hyper, start, replace(end, fingerprint="else", checkpoint=""))
-    with pytest.raises(HyperLoRAError, match="Both ends of the slider are the same identity"):
-        slider_lora(hyper, start, replace(end, coefficients=start.coefficients.clone()))
+    same = replace(start, coefficients=start.coefficients.clone())
+    for branch in ("id", "base"):
+        with pytest.raises(HyperLoRAError, match="Both ends of the slider are the same identity"):
+            slider_lora(hyper, start, same, branch=branch)
     with pytest.raises(HyperLoRAError, match="can't be moved by nan"):
         slider_lora(hyper, start, end, float("nan"))
     with pytest.raises(HyperLoRAError, match="encoded without a base branch"):

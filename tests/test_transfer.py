@@ -6,7 +6,7 @@ from bad_inputs import assert_sentence
 from toy_bases import CONTEXT, LAYER, ONE_BLOCK, changes, lora_of, pruned, unet
 
 from hyperlora_core import HyperLoRAError
-from hyperlora_core.base_layers import TensorLayers
+from hyperlora_core.base_layers import TensorLayers, depths
 from hyperlora_core.subspace import leading
 from hyperlora_core.transfer import COMPARED, Bridge, transfer
 
@@ -207,5 +207,15 @@ def test_packed_weights_are_refused():
         def weight(self, path):
             return super().weight(path).flatten()
 
-    with pytest.raises(HyperLoRAError, match="unquantised"):
-        transfer(lora_of(GOOD), TensorLayers(GOOD), Packed(GOOD))
+    eight_bits = {name: (tensor * 40).to(torch.int8) for name, tensor in GOOD.items()}
+    for layers in (Packed(GOOD), TensorLayers(eight_bits)):
+        with pytest.raises(HyperLoRAError, match="unquantised"):
+            transfer(lora_of(GOOD), TensorLayers(GOOD), layers)
+
+
+def test_attentions_of_another_kind_are_passed_over():
+    """As an AnimateDiff UNet has them."""
+    strange = "down_blocks.0.motion_modules.0.temporal_transformer.transformer_blocks.0.attention_blocks.0.to_q.weight"
+    layers = TensorLayers(GOOD | {strange: torch.zeros(8, 8)})
+    assert layers.shapes == TensorLayers(GOOD).shapes
+    assert depths(layers) == depths(TensorLayers(GOOD))

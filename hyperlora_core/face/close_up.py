@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageFilter
 
+from ..errors import HyperLoRAError
 from .analyzer import Face
 
 FACTOR = 2.0  # side of the square, in lengths of the face's longer side
@@ -25,7 +26,10 @@ class Square(NamedTuple):
 
 
 def around(faces: Sequence[Face], size: tuple[int, int], factor: float = FACTOR) -> Square:
-    """The square around all of these faces, in a picture of `size` [h, w]; without faces the largest in its middle."""
+    """The square around all of these faces, in a picture of `size` [h, w]; without faces the largest in its middle.
+
+    Raises HyperLoRAError for faces further apart than a square in the picture is wide.
+    """
     height, width = size
     if not faces:
         side = min(height, width)
@@ -33,6 +37,11 @@ def around(faces: Sequence[Face], size: tuple[int, int], factor: float = FACTOR)
     boxes = np.stack([face.box for face in faces])  # [n, 4]
     left, top = boxes[:, :2].min(axis=0)
     right, bottom = boxes[:, 2:].max(axis=0)
+    if len(faces) > 1 and max(right - left, bottom - top) > min(height, width):
+        raise HyperLoRAError(
+            f"The {len(faces)} faces lie too far apart for a close-up in this picture of {width} x {height}: choose one of "
+            "them by index, and the others after it."
+        )
     side = min(round(factor * max(right - left, bottom - top)), height, width)
     return Square(
         int(np.clip(round((left + right - side) / 2), 0, width - side)),

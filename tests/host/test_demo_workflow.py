@@ -209,6 +209,15 @@ def test_detect_faces(server, anna):
     assert result.text("41") == "2"
     mask = result.picture("44")[..., 0] > 127
     assert mask[:, :256].mean() > 0.05 and mask[:, 256:].mean() > 0.05
+    far = Image.new("RGB", (1024, 256), (120, 140, 160))
+    far.paste(photo_of(0), (0, 0))
+    far.paste(photo_of(1), (768, 0))
+    graph["4"]["inputs"]["image"] = server.upload(far, "far.png")
+    graph["45"] = {"class_type": "PreviewImage", "inputs": {"images": ["40", 4]}}
+    assert "2 faces lie too far apart for a close-up" in server.run(graph).error
+    del graph["45"]
+    assert server.run(graph).text("41") == "2", "masks and count need no close-up"
+    graph["4"]["inputs"]["image"] = "two.png"
     graph["40"]["inputs"]["face"] = "right"
     mask = server.run(graph).picture("44")[..., 0] > 127
     assert mask[:, :256].mean() == 0 and mask[:, 256:].mean() > 0.05
