@@ -31,6 +31,7 @@ from hyperlora_core.train import (
 from hyperlora_core.train.data import DataConfig
 from hyperlora_core.train.network import GROUPS, Network
 from hyperlora_core.train.people import PeopleConfig
+from hyperlora_core.train.words import WordsConfig
 
 for package in ("accelerate", "diffusers", "transformers", "open_clip"):
     pytest.importorskip(package)
@@ -44,7 +45,7 @@ KINDS = {
     "demo-clip": demo_clip.Config,
     "demo-unet": demo_unet.Config,
     "demo-style": demo_unet.Config,
-    **dict.fromkeys((*HYPERLORA, "id-people"), stage.Config),
+    **dict.fromkeys((*HYPERLORA, "id-people", "id-words"), stage.Config),
     "id-reader": reader.Config,
     "finetune": finetune.Config,
 }
@@ -64,6 +65,15 @@ STAGE_KEYS = ["stage.start", "stage.trains", "stage.conditions", "stage.scenario
 PEOPLE_KEYS = ["stage.start", "stage.trains", "stage.conditions", "stage.scenarios", "loop.steps", "loop.batch", "loop.rate",
                "loop.ema_decay", "stage.base_off", "stage.bases_pace", "people.people", "people.code", "people.start",
                "people.pace"]  # fmt: skip
+WORDS_KEYS = [
+    "stage.start",
+    "stage.trains",
+    "loop.steps",
+    "loop.ema_decay",
+    "words.words",
+    "words.untold",
+    "words.pace",
+]
 READER_KEYS = ["reader.start", "reader.conditions", "reader.trains", "loop.steps", "loop.batch", "loop.rate", "loop.ema_decay",
                "reader.directions", "reader.tokens", "reader.ridge", "reader.gain"]  # fmt: skip
 SIZE_KEYS = [f"hyperlora.{field.name}" for field in dataclasses.fields(HyperLoRASize)]
@@ -125,7 +135,7 @@ def test_a_config_that_isnt_shipped_is_told():
 
 @pytest.mark.parametrize("profile", config.PROFILES)
 def test_stages_train_one_network(profile):
-    names = HYPERLORA if profile == "sdxl" else (*HYPERLORA, "id-people", "id-reader")
+    names = HYPERLORA if profile == "sdxl" else (*HYPERLORA, "id-people", "id-words", "id-reader")
     networks = [{k: v for k, v in shipped(profile, name).items() if k.startswith("hyperlora.")} for name in names]
     assert all(network == networks[0] for network in networks)
 
@@ -155,6 +165,7 @@ def test_sdxl_has_the_papers_numbers():
         *rows(["gpu", "cpu"], ["demo-unet", "demo-style"], UNET_KEYS),
         *rows(["gpu", "cpu", "sdxl"], list(HYPERLORA), STAGE_KEYS),
         *rows(["gpu", "cpu"], ["id-people"], PEOPLE_KEYS),
+        *rows(["gpu", "cpu"], ["id-words"], WORDS_KEYS),
         *rows(["gpu", "cpu"], ["id-reader"], READER_KEYS),
         *rows(["gpu", "cpu", "sdxl"], ["id-embedding"], SIZE_KEYS),
         *rows(["gpu", "cpu", "sdxl"], ["finetune"], TUNE_KEYS),
@@ -167,7 +178,8 @@ def test_docs_tell_what_the_configs_say(row):
 def test_docs_explain_keys_that_exist():
     levers = DOCS.read_text(encoding="utf-8").partition("\n## Levers\n")[2].partition("\n## ")[0]
     told = {key for row in re.findall(r"^\| (`.+?) \|", levers, re.MULTILINE) for key in re.findall(r"`(\w+)`", row)}
-    kinds = (config.LoopConfig, HyperLoRASize, stage.StageConfig, pulid.PuLIDConfig, PeopleConfig, reader.ReaderConfig)
+    kinds = (config.LoopConfig, HyperLoRASize, stage.StageConfig, pulid.PuLIDConfig, PeopleConfig, WordsConfig,
+             reader.ReaderConfig)  # fmt: skip
     assert told <= {field.name for kind in kinds for field in dataclasses.fields(kind)}
     assert told >= {field.name for field in dataclasses.fields(pulid.PuLIDConfig)}
 

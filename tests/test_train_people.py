@@ -1,4 +1,4 @@
-"""Coefficients that belong to people, and the reader that is fitted to them, in miniature."""
+"""Coefficients that belong to people and to words, and the reader that is fitted to them, in miniature."""
 
 import dataclasses
 
@@ -9,9 +9,19 @@ from test_train_stage import PEOPLE, SHORT, SIZE, loss_on, short, sources  # noq
 
 from benchmarks import likeness
 from hyperlora_core import HyperLoRAError, load_hyperlora
+from hyperlora_core.demo.portraits import Scene
 from hyperlora_core.train import config, loop, reader, stage
-from hyperlora_core.train.people import CODES, means_by, reliable_directions, trained_coefficients
+from hyperlora_core.train.people import (
+    CODES,
+    WORDS,
+    means_by,
+    reliable_directions,
+    theirs,
+    trained_coefficients,
+    with_room,
+)
 from hyperlora_core.train.trained import Trained, read_checkpoint
+from hyperlora_core.train.words import PASSING, leave_out, words_shown
 
 OWN = PEOPLE - 1  # people with a code
 
@@ -21,6 +31,23 @@ def people_config(people=OWN, **changes):
     given = config.load_config(config.config_path("id-people", "cpu", "cpu"), stage.Config)
     own = dataclasses.replace(given.people, people=people, start=1.0)
     return dataclasses.replace(short("id-people", **changes), people=own)
+
+
+def words_config(untold=0.5, **changes):
+    """The shipped config of id-words, likewise."""
+    given = config.load_config(config.config_path("id-words", "cpu", "cpu"), stage.Config)
+    own = dataclasses.replace(short("id-words", **changes), people=people_config().people)
+    return dataclasses.replace(own, words=dataclasses.replace(given.words, untold=untold, pace=1.0))
+
+
+def make(name, sources):  # noqa: F811
+    """A stage's task and config."""
+    configs = {"base-lora": lambda: short("base-lora", steps=2), "id-people": people_config, "id-words": words_config}
+    if name == "id-reader":
+        given = reader_config()
+        return reader.make_task(given, sources, name), given
+    given = configs[name]()
+    return stage.make_task(given, sources, name), given
 
 
 def reader_config(**changes):
@@ -36,41 +63,37 @@ def reader_config(**changes):
 
 @pytest.fixture(scope="module")
 def trained(sources):  # noqa: F811
-    """base-lora, id-people, id-reader: name -> loss before and after."""
+    """All four, one after the other: name -> loss before and after."""
     seen = {}
-    for name, make, given in (
-        ("base-lora", stage.make_task, short("base-lora", steps=2)),
-        ("id-people", stage.make_task, people_config()),
-        ("id-reader", reader.make_task, reader_config()),
-    ):
-        task = make(given, sources, name)
+    for name in ("base-lora", "id-people", "id-words", "id-reader"):
+        task, given = make(name, sources)
         before = loss_on(task)
         assert loop.train(task, given, sources.root / name, "cpu") == given.loop.steps
         seen[name] = (before, loss_on(task))
     return seen
 
 
-@pytest.mark.parametrize("name", ["id-people", "id-reader"])
+@pytest.mark.parametrize("name", ["id-people", "id-words", "id-reader"])
 def test_each_lowers_its_loss(trained, name):
     before, after = trained[name]
-    assert after < 0.998 * before
+    assert after < (0.998 if name != "id-words" else 1.0) * before
     if name == "id-reader":
         assert before > 0.9 and after < 0.5, "1 is who tells nobody apart"
 
 
-@pytest.mark.parametrize("name", ["id-people", "id-reader"])
+@pytest.mark.parametrize("name", ["id-people", "id-words", "id-reader"])
 def test_killed_and_resumed_is_as_if_never_stopped(trained, sources, name):  # noqa: F811
     folder = sources.root / f"killed-{name}"
-    make, given = (stage.make_task, people_config()) if name == "id-people" else (reader.make_task, reader_config())
+    task, given = make(name, sources)
 
     def kill(step, _steps, means):
         if step == given.loop.steps - 10 and means:
             raise SystemExit
 
     with pytest.raises(SystemExit):
-        loop.train(make(given, sources, name), given, folder, "cpu", progress=kill)
+        loop.train(task, given, folder, "cpu", progress=kill)
     assert read_checkpoint(folder / loop.CHECKPOINT)["step"] == given.loop.steps - 20
-    loop.train(make(given, sources, name), given, folder, "cpu", resume=True)
+    loop.train(make(name, sources)[0], given, folder, "cpu", resume=True)
     whole, halves = (read_checkpoint(path / loop.CHECKPOINT) for path in (sources.root / name, folder))
     assert whole["step"] == halves["step"] == given.loop.steps
     assert all(torch.equal(value, halves["module"][key]) for key, value in whole["module"].items())
@@ -84,8 +107,8 @@ def test_on_average_over_people_there_is_no_lora(trained, sources):  # noqa: F81
     people, network = task.module.people, task.module.network
     coefficients = people(torch.arange(OWN))  # (people, l, K)
     assert torch.allclose(coefficients.norm(dim=-1), torch.ones(OWN, coefficients.shape[1]))
-    theirs = coefficients[..., 1:] / coefficients[..., :1]
-    assert theirs.mean(0).abs().max() < 1e-5 and theirs.std(0).max() > 0.1
+    own = coefficients[..., 1:] / coefficients[..., :1]
+    assert own.mean(0).abs().max() < 1e-5 and own.std(0).max() > 0.1
     nobody = torch.zeros_like(coefficients[:1])
     nobody[..., 0] = 1
     for key, pair in network.low_rank(nobody, "id", torch.ones(1)).items():
@@ -186,6 +209,12 @@ def test_the_papers_stage_goes_on_from_the_reader(trained, sources, tmp_path):  
         (stage, {"code": 0}, "people.code is 0: a code has 1 to 512 numbers"),
         (stage, {"people": 50}, f"people.people is 50, but the training pictures show {PEOPLE} people"),
         (stage, {"trains": ("bases", "trunk")}, "stage.trains names trunk, which nothing goes through"),
+        (words_config, {"words": ("old", "old")}, r"words.words must be some of .*, not \['old', 'old'\]"),
+        (words_config, {"words": ("hat",)}, r"words.words must be some of smiling, glasses, old, not \['hat'\]"),
+        (words_config, {"words": ()}, r"words.words must be some of smiling, glasses, old, not \[\]"),
+        (words_config, {"untold": 0.0}, "words.untold is a chance above 0, up to 1, not 0.0"),
+        (words_config, {"trains": ("bases",)}, "nothing else is trained: leave bases out of stage.trains"),
+        (words_config, {"start": ("base-lora",)}, "base-lora holds no codes of these people"),
         (reader, {"start": ()}, "reader.start must end with"),
         (reader, {"start": ("base-lora",)}, "holds no people's own coefficients"),
         (reader, {"ridge": 0.0}, "must be above 0"),
@@ -196,6 +225,11 @@ def test_the_papers_stage_goes_on_from_the_reader(trained, sources, tmp_path):  
 def test_what_doesnt_fit_is_told(trained, sources, make, changes, said):  # noqa: F811
     if make is reader:
         given = reader_config(**changes)
+    elif make is words_config:
+        given, make = words_config(**{key: value for key, value in changes.items() if key != "words"}), stage
+        given = dataclasses.replace(
+            given, words=dataclasses.replace(given.words, words=changes.get("words", given.words.words))
+        )
     else:
         people = changes.get("people", OWN)
         given = people_config(
@@ -254,3 +288,67 @@ def test_trained_coefficients_are_those_of_the_stage(trained, sources):  # noqa:
     own = task.module.people(torch.arange(OWN)).detach()
     assert torch.allclose(own[..., 1:] / own[..., :1], trained_coefficients(values), atol=1e-5)
     assert trained_coefficients({}) is None
+
+
+@pytest.mark.parametrize("untold", [0.3, 1.0])
+def test_a_word_is_told_by_the_caption_or_by_its_coefficients(trained, sources, untold):  # noqa: F811
+    task = stage.make_task(words_config(untold), sources, "x")
+    rows, names = np.tile(task.rows, 20), list(PASSING)
+    captions, told = task._told(rows, loop.Draw(np.random.default_rng(0), len(rows), torch.device("cpu")))
+    photos = words_shown(task.photos.captions(rows), names)
+    assert photos.any(0).all() and not photos.all(0).any()
+    assert torch.equal(words_shown(captions, names) + told["shown"], photos), "each once"
+    assert told["shown"].sum() / photos.sum() == pytest.approx(untold, abs=0.1)
+    batch = task.batch(loop.Draw(np.random.default_rng(0), 64, torch.device("cpu")))
+    assert batch["shown"].any()
+
+
+def test_captions_without_a_word_are_captions_of_scenes_without():
+    rng, names = np.random.default_rng(0), list(PASSING)
+    scenes = [Scene.random(rng, sketch=0.2, hat=0.5, glasses=0.5) for _ in range(200)]
+    captions = [scene.caption() for scene in scenes]
+    for n, word in enumerate(names):
+        only = torch.zeros(len(captions), len(names))
+        only[:, n] = 1
+        wanted = [dataclasses.replace(scene, **{word: False}).caption() for scene in scenes]
+        assert leave_out(captions, names, only) == wanted and wanted != captions
+    nothing = [dataclasses.replace(scene, **dict.fromkeys(names, False)).caption() for scene in scenes]
+    assert leave_out(captions, names, torch.ones(len(captions), len(names))) == nothing
+
+
+def test_words_are_found_whole():
+    captions = ["portrait of an old person with glasses", "portrait of a person, gold shirt, smiling", "sunglasses"]
+    assert words_shown(captions, ["smiling", "glasses", "old"]).tolist() == [[0, 1, 1], [1, 0, 0], [0, 0, 0]]
+
+
+def test_words_learn_beside_people_who_stay_as_they_are(trained, sources):  # noqa: F811
+    people, words = (Trained(sources.root / name / loop.CHECKPOINT).values for name in ("id-people", "id-words"))
+    assert words.keys() == {WORDS} and words[WORDS].flatten(1).norm(dim=1).min() > 0, "each word was learned"
+    task = stage.make_task(words_config(), sources, "x")
+    own = dict(task.module.named_parameters())
+    taken = {name for name in people if name in own}
+    assert CODES in taken and any(name.startswith("network.basis.") for name in taken)
+    assert all(torch.equal(own[name], people[name]) for name in taken)
+    assert [name for name, parameter in own.items() if parameter.requires_grad] == [WORDS]
+    assert not own[WORDS].any(), "as training begins, a word adds nothing"
+
+
+def test_the_reader_is_told_of_people_and_of_what_each_photo_shows(trained, sources):  # noqa: F811
+    task = reader.make_task(reader_config(), sources, "x")
+    known = stage.people_known(sources.root, reader_config().reader.start)
+    captions = task.photos.captions(np.arange(len(task.photos)))
+    names, rows = list(PASSING), np.arange(len(captions))
+    added = task.wanted(rows)[..., 1:] / task.wanted(rows)[..., :1] - task.read(rows)
+    wanted = torch.einsum("nw,wlk->nlk", words_shown(captions, names), known[WORDS])
+    assert torch.allclose(added, wanted, atol=1e-4) and wanted.any()
+    people = stage.make_task(words_config(), sources, "x").module.people
+    people.words.data.copy_(known[WORDS])
+    shown = torch.tensor([[1.0, 0.0, 1.0]]).expand(OWN, -1)
+    both = with_room(theirs(known[CODES], known["people.directions"]) + known[WORDS][0] + known[WORDS][2])
+    assert torch.allclose(people(torch.arange(OWN), shown), both, atol=1e-5), "as id-words itself has it"
+
+
+def test_a_reader_without_words(trained, sources):  # noqa: F811
+    task = reader.make_task(reader_config(start=("base-lora", "id-people")), sources, "x")
+    rows = np.arange(4)
+    assert not task.words and torch.equal(task.wanted(rows), with_room(task.read(rows)))

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..demo.portraits import Identity
 from ..demo.portraits.hair import STYLES
+from .words import PASSING, without
 
 SKINS = ("very dark", "dark", "brown", "tan", "light", "pale")
 EYES = ("dark brown", "brown", "hazel", "green", "blue", "gray")
@@ -98,8 +99,9 @@ def face_caption(caption: str, identity: Identity, rng: np.random.Generator) -> 
 
 def surroundings_caption(caption: str, identity: Identity, rng: np.random.Generator) -> str:
     """Of the picture whose face is blurred: no expression, age or glasses."""
-    shown = [part for part in caption.split(", ") if part != "smiling" and not part.startswith("looking")]
-    shown[0] = shown[0].replace("an old person", "a person").replace(" glasses and", "").replace(" with glasses", "")
+    for word in PASSING:
+        caption = without(caption, word)
+    shown = [part for part in caption.split(", ") if not part.startswith("looking")]
     words = identity_words(identity, face=False, colours="sketch" not in caption)
     return _joined("blurred " + ", ".join(shown), words, rng)
 

@@ -1,7 +1,7 @@
 """Photos with noise, and a frozen SDXL with LoRAs beside its layers that predicts it: what HyperLoRA's stages and the
 fine-tuning of one LoRA have in common."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -76,8 +76,8 @@ class DenoisingTask:
         self.schedule = Schedule()
         self.texts = TextEncoders(pipeline.text_encoder, pipeline.text_encoder_2)
 
-    def _noisy(self, rows: np.ndarray, triggered: np.ndarray, draw: Draw) -> dict[str, Tensor]:
-        """The photos of `rows` [n], their captions with trigger words where `triggered` [n] says so: noisy, noise
+    def _noisy(self, rows: np.ndarray, captions: Sequence[str], triggered: np.ndarray, draw: Draw) -> dict[str, Tensor]:
+        """The photos of `rows` [n], what is told of each, with trigger words where `triggered` [n] says so: noisy, noise
         [n, 4, h, w]; steps [n]; weights [n, 1, h, w]; text [n, t, c]; pooled [n, p]; time_ids [n, 6]."""
         rng, n, device, config = draw.rng, len(rows), draw.device, self.config
         latents, boxes = self._latents(rows, rng, device)
@@ -86,7 +86,7 @@ class DenoisingTask:
         dropped = rng.random(n) < config.caption_dropout
         captions = [
             (with_trigger if trigger else str)("" if drop else caption)
-            for caption, drop, trigger in zip(self.photos.captions(rows), dropped, triggered, strict=True)
+            for caption, drop, trigger in zip(captions, dropped, triggered, strict=True)
         ]
         text, pooled = self.texts(captions, device)
         side = self.photos.size

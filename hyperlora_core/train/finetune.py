@@ -118,7 +118,7 @@ class TuneTask(DenoisingTask):
 
     def batch(self, draw: Draw) -> dict[str, Tensor]:
         rows = self.rows[draw.rng.integers(len(self.rows), size=draw.batch)]
-        return self._noisy(rows, np.ones(len(rows), bool), draw)
+        return self._noisy(rows, self.photos.captions(rows), np.ones(len(rows), bool), draw)
 
     def sheet(self) -> Image.Image:
         """Photos, and below each what is painted of its caption: with the LoRA as it came, and as it is now."""

@@ -3,7 +3,8 @@
 A network that reads has to find out of noisy pictures, all at once, which bases people need, what makes them differ, and
 where in a photo that is to be seen. Here a person is a code of a few numbers, which begins at what is most reliable in the face
 embedding, and is then learned, together with the bases and the linear function from codes to coefficients. A reader is
-fitted to them afterwards (reader.py). Not in HyperLoRA's paper.
+fitted to them afterwards (reader.py). What photos of one person may show or not has coefficients of its own (words.py). Not in
+HyperLoRA's paper.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from .photos import Photos
 
 PEOPLE = "people"  # among the conditions of a stage
-CODES, DIRECTIONS = "people.codes", "people.directions"  # in a stage's checkpoint
+CODES, DIRECTIONS, WORDS = "people.codes", "people.directions", "people.words"  # in a stage's checkpoint
 LEAST = 1e-4  # of the embeddings' mean variance: directions with less than about that are not looked at
 
 
@@ -38,20 +39,38 @@ class PeopleConfig:
 
 
 class FreeCoefficients(nn.Module):
-    """Coefficients of `config.people` people: (1, what is theirs) at length 1; on average over people nothing is theirs."""
+    """Coefficients of `config.people` people: (1, what is theirs) at length 1; on average over people nothing is theirs.
 
-    def __init__(self, network: Network, config: PeopleConfig, photos: "Photos", seed: int):
+    What is shown of `words` words adds to what is theirs. With words these are trained, and the people are as they are.
+    """
+
+    def __init__(self, network: Network, config: PeopleConfig, photos: "Photos", seed: int, words: int = 0):
         super().__init__()
-        network.leave_room()
+        if not words:  # else the bases are trained already
+            network.leave_room()
         vectors, k = VECTORS_PER_MODULE * len(network.hyper.module_names), network.hyper.basis.size
         self.seeds = learned_people(photos.people, config)
         self.codes = nn.Parameter(self._read(photos, config.code))
         noise = torch.randn(config.code, vectors, k - 1, generator=torch.Generator().manual_seed(seed))
         self.directions = nn.Parameter(noise * (config.start / (config.code * k) ** 0.5))
+        self.words = nn.Parameter(torch.zeros(words, vectors, k - 1)) if words else None
+        for parameter in (self.codes, self.directions):
+            parameter.requires_grad_(not words)
 
-    def forward(self, who: Tensor) -> Tensor:
-        """Numbers of people [n] -> coefficients [n, 8 * modules, K]."""
-        return with_room(theirs(self.codes, self.directions, who))
+    def forward(self, who: Tensor, shown: Tensor | None = None) -> Tensor:
+        """Numbers of people [n], 1 for each word to be shown [n, words] -> coefficients [n, 8 * modules, K]."""
+        own = theirs(self.codes, self.directions, who)
+        return with_room(own if shown is None else own + of_words(shown, self.words))
+
+    def take_over(self, trained: Mapping[str, Tensor], source: str) -> None:
+        """Begin with what the stages before it (`source`) learned of people. Raises HyperLoRAError if that doesn't fit."""
+        for name, own in ((CODES, self.codes), (DIRECTIONS, self.directions)):
+            if name not in trained or trained[name].shape != own.shape:
+                raise HyperLoRAError(
+                    f"{source} holds no codes of these people: stage.start must end with id-people, and both stages "
+                    "have the same [people]."
+                )
+            own.data.copy_(trained[name])
 
     def rows(self, people: np.ndarray) -> np.ndarray:
         """The photos that show one of them, by the person in each photo [photos]."""
@@ -97,6 +116,11 @@ def means_by(values: np.ndarray, who: np.ndarray) -> np.ndarray:
 def theirs(codes: Tensor, directions: Tensor, who: Tensor | slice = slice(None)) -> Tensor:
     """codes [people, c], directions [c, l, K - 1] -> the coefficients that are theirs [n, l, K - 1]."""
     return torch.einsum("nc,clk->nlk", (codes - codes.mean(0))[who], directions)
+
+
+def of_words(shown: Tensor, words: Tensor) -> Tensor:
+    """shown [n, w], words [w, l, K - 1] -> what they add to what is theirs [n, l, K - 1]."""
+    return torch.einsum("nw,wlk->nlk", shown, words)
 
 
 def trained_coefficients(checkpoint: Mapping[str, Tensor]) -> Tensor | None:

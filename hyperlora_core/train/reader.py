@@ -2,9 +2,11 @@
 
 One person's code is partly noise: it was learned on a few pictures. What photos tell of the coefficients is a ridge regression
 over all people, from the face embedding and the CLIP tokens together (or one of them), in closed form. The resampler then
-learns to say what the regression says, of every photo there is; no UNet is asked. Not in HyperLoRA's paper.
+learns to say what the regression says, of every photo there is, and what the words of its caption add that have coefficients
+(words.py); no UNet is asked. Not in HyperLoRA's paper.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,9 +26,10 @@ from .drawn import open_photos
 from .features import FEATURES, token_cache
 from .loop import CHECKPOINT, Draw
 from .network import Network
-from .people import PEOPLE, learned_people, trained_coefficients, with_room
+from .people import PEOPLE, WORDS, learned_people, of_words, trained_coefficients, with_room
 from .sources import Sources
 from .trained import Trained
+from .words import words_shown
 
 if TYPE_CHECKING:
     from .photos import Photos
@@ -41,7 +44,7 @@ NEAR = 0.1  # size of the untrained reader's answers beside the coefficient that
 class ReaderConfig:
     """What is read, and how much of it is believed."""
 
-    start: tuple[str, ...]  # folders of the stages that came before, the last one that of id-people
+    start: tuple[str, ...]  # folders of the stages that came before, the last one that of id-people or id-words
     conditions: tuple[str, ...]  # what is read: embedding, clip; who leaves one out has it bypassed
     trains: tuple[str, ...]  # groups, see network.py
     directions: int  # random ones into which a photo's CLIP tokens are projected, for the regression alone
@@ -74,12 +77,13 @@ class Reading(nn.Module):
 
 
 class ReaderTask:
-    """All photos, and what the regression says of them."""
+    """All photos, what the regression says of them, and what the words in their captions add."""
 
     def __init__(self, config: Config, photos: "Photos", vision: VisionEncoder, network: Network,
-                 own: tuple[np.ndarray, Tensor], cache: Path):  # fmt: skip
-        """`own`: the people whose coefficients are known (seeds [p]), and these [p, 8 * modules, K - 1]."""
-        self.photos = photos
+                 own: tuple[np.ndarray, Tensor], cache: Path, words: Mapping[str, Tensor] | None = None):  # fmt: skip
+        """`own`: the people whose coefficients are known (seeds [p]), and these [p, 8 * modules, K - 1]; `words`: word ->
+        what it adds [8 * modules, K - 1]."""
+        self.photos, self.words = photos, words or {}
         self.seen = _Seen(config.reader.conditions, photos, vision, network, cache)
         network.choose(config.reader.trains)
         some = np.unique(np.linspace(0, len(photos) - 1, SOME).astype(int))
@@ -87,12 +91,20 @@ class ReaderTask:
             network.centre(condition, values)
         _begin_at_nobody(network)
         self.read = _Regression(config.reader, photos, self.seen, *own)
-        self.module = Reading(network, float(with_room(self.read(some)).var(0).mean()))
+        self.module = Reading(network, float(self.wanted(some).var(0).mean()))
 
     def batch(self, draw: Draw) -> dict[str, Tensor]:
         rows = draw.rng.integers(len(self.photos), size=draw.batch)
-        batch = self.seen(rows) | {"coefficients": with_room(self.read(rows))}
+        batch = self.seen(rows) | {"coefficients": self.wanted(rows)}
         return {name: values.to(draw.device) for name, values in batch.items()}
+
+    def wanted(self, rows: np.ndarray) -> Tensor:
+        """What is to be read of photos: rows [k] -> [k, 8 * modules, K]."""
+        own = self.read(rows)
+        if self.words:
+            shown = words_shown(self.photos.captions(rows), list(self.words))
+            own = own + of_words(shown, torch.stack(list(self.words.values())))
+        return with_room(own)
 
     def sheet(self) -> Image.Image | None:
         return None
@@ -163,12 +175,17 @@ def make_task(config: Config, sources: Sources, name: str) -> ReaderTask:
     photos, vision = open_photos(sources.data), VisionEncoder.load(sources.clip)
     unet = load_pipeline(sources.base, device="cpu").unet
     network = stage.start_network(config.hyperlora, config.loop.seed, unet, sources.root, config.reader.start)
+    known = stage.people_known(sources.root, config.reader.start)
     last = Trained(sources.root / config.reader.start[-1] / CHECKPOINT)
-    people, own = last.config(stage.Config).people, trained_coefficients(last.values)
-    if people is None or own is None:
-        raise HyperLoRAError(f"{last.path} holds no people's own coefficients: reader.start must end with id-people.")
-    known = learned_people(photos.people, people), own
-    return ReaderTask(config, photos, vision, network, known, sources.data / FEATURES)
+    trained, own = last.config(stage.Config), trained_coefficients(known)
+    if trained.people is None or own is None:
+        raise HyperLoRAError(
+            f"{last.path} holds no people's own coefficients: reader.start must end with id-people, or with id-people and "
+            "id-words."
+        )
+    words = dict(zip(trained.words.words, known[WORDS], strict=True)) if trained.words else None
+    people = learned_people(photos.people, trained.people)
+    return ReaderTask(config, photos, vision, network, (people, own), sources.data / FEATURES, words)
 
 
 def check(config: Config) -> None:

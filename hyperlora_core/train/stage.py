@@ -7,6 +7,7 @@
 and, not in the paper, before a reader is fitted (reader.py):
 
     id-people      the ID branch's bases, with coefficients for each person that no photo is read for (people.py)
+    id-words       coefficients of what passes, such as a smile, beside theirs (words.py)
 
 All are one task: what is trained, what the ID branch reads and which stages came before stand in the config. The LoRAs
 are computed beside the frozen UNet's layers (`inject`), another one for every picture of a batch.
@@ -45,11 +46,12 @@ from .drawn import open_photos
 from .features import FEATURES, RowCache, see, token_cache
 from .loop import CHECKPOINT, Draw
 from .network import GROUPS, Network, joined, spread_loss
-from .people import CODES, PEOPLE, FreeCoefficients, PeopleConfig, check_people
+from .people import CODES, PEOPLE, WORDS, FreeCoefficients, PeopleConfig, check_people
 from .pulid import CrossAttentions, PuLID, PuLIDConfig, Seen, check_pulid, make_pulid
 from .sheets import sheet
 from .sources import Sources
 from .trained import Trained
+from .words import WordsConfig, check_words, leave_out, words_shown
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
@@ -91,6 +93,7 @@ class Config:
     stage: StageConfig
     pulid: PuLIDConfig | None = None
     people: PeopleConfig | None = None
+    words: WordsConfig | None = None
 
 
 class Stage(BesideUNet):
@@ -125,10 +128,12 @@ class Stage(BesideUNet):
         embeds: Tensor | None = None,
         faces: Tensor | None = None,
         who: Tensor | None = None,
+        shown: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """noisy, noise [n, 4, h, w]; steps [n]; weights [n, 1, h, w] of the errors; text [n, t, c]; pooled [n, p];
         time_ids [n, 6]; base_tokens, tokens [n, t, c]; base_weights [n] of the Base-LoRAs; scenarios int [n];
-        embeds [n, 512] that the ID branch reads, or who [n], the people's numbers; faces [n, 512] that PuLID's loss asks for."""
+        embeds [n, 512] that the ID branch reads, or who [n], the people's numbers, and shown [n, words], which words their
+        coefficients tell of; faces [n, 512] that PuLID's loss asks for."""
         inputs = (noisy, steps, text, pooled, time_ids)
         base = self._base(base_tokens, base_weights * (scenarios != ID_ALONE))
         if not self.config.conditions:
@@ -142,7 +147,7 @@ class Stage(BesideUNet):
             with torch.no_grad(), self._watched() as without:
                 kept = self._predict(*_rows(inputs, base, held)).to(noise)
                 target = noise.index_put((held,), torch.where(told[held].view(-1, 1, 1, 1), noise[held], kept))
-        coefficients = self.network.coefficients(embeds, tokens) if who is None else self.people(who)
+        coefficients = self.network.coefficients(embeds, tokens) if who is None else self.people(who, shown)
         person = self.network.low_rank(coefficients, "id", torch.ones(len(noisy), device=noisy.device))
         both = joined(person, base)
         with self._watched() as with_id:
@@ -180,15 +185,21 @@ class StageTask(DenoisingTask):
     """Photos with their captions, noisy, and what the branches read of the same people."""
 
     def __init__(self, config: Config, photos: "Photos", pipeline: "StableDiffusionXLPipeline", vision: VisionEncoder,
-                 network: Network, cache: Path, pulid: PuLID | None = None):  # fmt: skip
+                 network: Network, cache: Path, pulid: PuLID | None = None, known: Mapping[str, Tensor] | None = None):  # fmt: skip
+        """`known`: what the stages before it learned of people."""
         network.choose(config.stage.trains)
         self.rows, people = np.arange(len(photos)), None
         self.paces = {"network.basis.": config.stage.bases_pace}
         if PEOPLE in config.stage.conditions:
-            people = FreeCoefficients(network, config.people, photos, config.loop.seed)
-            self.rows, self.paces = people.rows(photos.people), self.paces | {CODES: config.people.pace}
+            words = len(config.words.words) if config.words else 0
+            people = FreeCoefficients(network, config.people, photos, config.loop.seed, words)
+            if words:
+                people.take_over(known or {}, " and ".join(config.stage.start))
+                self.paces[WORDS] = config.words.pace
+            self.rows = people.rows(photos.people)
+            self.paces[CODES] = config.people.pace
         super().__init__(config.stage, photos, pipeline, Stage(network, pipeline.unet, config.stage, pulid, people))
-        self.vision = vision
+        self.vision, self.words = vision, config.words
         self.others = _other_rows(photos.people)
         self.caches = self._caches(cache) if config.stage.cache else None
         self._centre(network)
@@ -198,7 +209,8 @@ class StageTask(DenoisingTask):
         rows = self.rows[rng.integers(len(self.rows), size=n)]
         scenarios = rng.choice(3, size=n, p=config.scenarios)
         triggered = (scenarios == RECONSTRUCT) & bool(config.conditions)
-        batch = self._noisy(rows, triggered, draw) | {
+        captions, shown = self._told(rows, draw)
+        batch = self._noisy(rows, captions, triggered, draw) | {
             "base_tokens": self._tokens("base", rows, device),
             "base_weights": torch.from_numpy(self._base_weights(scenarios, rng)).to(device),
             "scenarios": torch.from_numpy(scenarios).to(device),
@@ -206,7 +218,16 @@ class StageTask(DenoisingTask):
         references = self._references(rows, rng)
         if self.module.pulid is not None and self.module.pulid.likeness is not None:
             batch["faces"] = self._faces(references, device)
-        return batch | self._person(references, device)
+        return batch | self._person(references, device) | shown
+
+    def _told(self, rows: np.ndarray, draw: Draw) -> tuple[list[str], dict[str, Tensor]]:
+        """What captions say of the photos `rows` [n], and what the words' coefficients do instead."""
+        captions = self.photos.captions(rows)
+        if self.words is None:
+            return captions, {}
+        shown = words_shown(captions, self.words.words)
+        shown *= torch.from_numpy(draw.rng.random(shown.shape) < self.words.untold)
+        return leave_out(captions, self.words.words, shown), {"shown": shown.to(draw.device)}
 
     def _base_weights(self, scenarios: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Where the Base-LoRA is beside the ID-LoRA in (a); (b) leaves it out anyhow, and (c) is about it."""
@@ -315,7 +336,8 @@ def make_task(config: Config, sources: Sources, name: str) -> StageTask:
     pipeline = load_pipeline(sources.base, device="cpu")
     network = make_network(config, pipeline.unet, sources.root)
     pulid = make_pulid(config.pulid, pipeline.vae, sources, photos.recognition) if config.pulid is not None else None
-    return StageTask(config, photos, pipeline, vision, network, sources.data / FEATURES, pulid)
+    known = people_known(sources.root, config.stage.start)
+    return StageTask(config, photos, pipeline, vision, network, sources.data / FEATURES, pulid, known)
 
 
 def make_network(config: Config, unet: nn.Module, root: Path) -> Network:
@@ -332,6 +354,14 @@ def start_network(size: HyperLoRASize, seed: int, unet: nn.Module, root: Path, s
     return network
 
 
+def people_known(root: Path, start: Sequence[str]) -> dict[str, Tensor]:
+    """What the stages `start` (folders in `root`) learned of people and words, by name."""
+    values = {}
+    for name in start:
+        values |= Trained(root / name / CHECKPOINT).values
+    return {name: value for name, value in values.items() if name.startswith(f"{PEOPLE}.")}
+
+
 def check(config: Config) -> None:
     """Raise HyperLoRAError for a config whose parts don't fit together."""
     size, stage = config.hyperlora, config.stage
@@ -339,10 +369,12 @@ def check(config: Config) -> None:
         kinds = " or ".join(str(list(kind)) for kind in KINDS)
         raise HyperLoRAError(f"hyperlora.conditions must be {kinds}, and hyperlora.base_rank at least 1.")
     unknown = [group for group in stage.trains if group not in GROUPS]
-    if unknown or not stage.trains:
+    if unknown or not (stage.trains or config.words):
         raise HyperLoRAError(f"stage.trains names {(unknown or ['nothing'])[0]}. Known groups: {', '.join(GROUPS)}.")
     if PEOPLE in stage.conditions:
         check_people(config.people, stage.conditions)
+    if config.words is not None:
+        check_words(config.words, stage.trains)
     strange = [condition for condition in stage.conditions if condition not in (*size.conditions, PEOPLE)]
     if strange:
         raise HyperLoRAError(f"stage.conditions names {strange[0]}, which isn't among hyperlora.conditions.")
@@ -369,7 +401,7 @@ def take_over(network: Network, checkpoint: Path) -> None:
     """Copy what a stage trained (its moving average, where it kept one) into `network`."""
     own = dict(network.named_parameters(prefix="network"))
     for name, value in Trained(checkpoint).values.items():
-        if name.startswith("people."):
+        if name.startswith(f"{PEOPLE}."):
             continue  # nobody's but the training people's
         if name not in own or own[name].shape != value.shape:
             raise HyperLoRAError(
