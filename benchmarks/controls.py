@@ -43,6 +43,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=20, help="default: %(default)s")
     parser.add_argument("--cfg", type=float, default=5.0, help="default: %(default)s")
     parser.add_argument("--weight", type=float, default=0.8, help="of the ID LoRA (default: %(default)s)")
+    parser.add_argument(
+        "--base-weight", type=float, default=0.0, help="regions: of the Base-LoRA (default: %(default)s)"
+    )
     parser.add_argument("--guide", action="store_true", help="regions, blocks: nobody in the negative prompt")
     parser.add_argument("--start", type=float, default=0.0, help="regions: start of each person (default: %(default)s)")
     parser.add_argument(
@@ -88,7 +91,12 @@ def regions(server: ComfyUI, options: argparse.Namespace) -> tuple[dict, bool]:
         ]  # people side by side
         for name, places in (("masks", masks), ("no masks", None)):
             right, own, sheet = [], [], []
-            region = {"weight": options.weight, "start": options.start, "guide": options.guide}
+            region = {
+                "weight": options.weight,
+                "base_weight": options.base_weight,
+                "start": options.start,
+                "guide": options.guide,
+            }
             if places:
                 region["set_cond_area"] = options.area
             for number, group in enumerate(tqdm(groups, desc=f"{count} people, {name}")):

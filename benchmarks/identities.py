@@ -44,6 +44,7 @@ TRAITS = {
 }
 AMOUNTS = (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+SLIDERS = len(TRAITS) + len(WORN)
 DONORS = 700  # place among the held-out people from which on the sliders' own photos are drawn
 PLAIN = {"sketch": 0, "hat": 0, "glasses": 0}
 SLACK = 0.01  # by which a mean may step back and still count as monotone: noise of the pictures
@@ -130,7 +131,8 @@ def slider(bench: Bench) -> tuple[list[str], list[str]]:
     table = ["| what | by | " + " | ".join(f"{a:+.1f}" for a in AMOUNTS) + " |", "|---" * (len(AMOUNTS) + 2) + "|"]
     broken = []
     for number, name in enumerate((*TRAITS, *WORN)):
-        photos = zip(*(slider_ends(name, DONORS + number, kind) for kind in range(bench.photos)), strict=True)
+        donors = [DONORS + number + SLIDERS * kind for kind in range(bench.photos)]
+        photos = zip(*(slider_ends(name, donor, kind) for kind, donor in enumerate(donors)), strict=True)
         ends = [bench.encoder.encode(end).identity for end in photos]
         for way in ("LoRA", "coefficients"):
             loras = {f"{amount:+.1f}": [] for amount in AMOUNTS}
@@ -224,7 +226,10 @@ def main() -> int:
     parser.add_argument("measure", choices=MEASURES)
     parser.add_argument("--people", type=int, default=12)
     parser.add_argument(
-        "--photos", type=int, default=1, help="for each end of a slider (default: 1, two photos in all)"
+        "--photos",
+        type=int,
+        default=1,
+        help="for each end of a slider, each of another person (default: 1, two in all)",
     )
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--cfg", type=float, default=5.0)
