@@ -46,7 +46,7 @@ KINDS = {
     "demo-unet": demo_unet.Config,
     "demo-style": demo_unet.Config,
     **dict.fromkeys((*HYPERLORA, "id-people", "id-words"), stage.Config),
-    "id-reader": reader.Config,
+    **dict.fromkeys(("id-reader", "id-words-reader"), reader.Config),
     "finetune": finetune.Config,
 }
 SHIPPED = sorted(path.relative_to(config.SHIPPED) for path in config.SHIPPED.glob("*/*.toml"))
@@ -135,7 +135,7 @@ def test_a_config_that_isnt_shipped_is_told():
 
 @pytest.mark.parametrize("profile", config.PROFILES)
 def test_stages_train_one_network(profile):
-    names = HYPERLORA if profile == "sdxl" else (*HYPERLORA, "id-people", "id-words", "id-reader")
+    names = HYPERLORA if profile == "sdxl" else (*HYPERLORA, "id-people", "id-reader", "id-words", "id-words-reader")
     networks = [{k: v for k, v in shipped(profile, name).items() if k.startswith("hyperlora.")} for name in names]
     assert all(network == networks[0] for network in networks)
 

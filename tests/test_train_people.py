@@ -51,8 +51,8 @@ def make(name, sources):  # noqa: F811
 
 
 def reader_config(**changes):
-    """The shipped config of id-reader, likewise; `changes` of loop and reader."""
-    given = config.load_config(config.config_path("id-reader", "cpu", "cpu"), reader.Config)
+    """The shipped config of id-words-reader, likewise; `changes` of loop and reader."""
+    given = config.load_config(config.config_path("id-words-reader", "cpu", "cpu"), reader.Config)
     changes = SHORT | {"directions": 40, "steps": 200} | changes
     loop_config, own = (
         dataclasses.replace(part, **{k: v for k, v in changes.items() if hasattr(part, k)})

@@ -36,10 +36,11 @@ STAGES = {
     "demo-style": ("demo_unet", "style"),
     "base-lora": ("stage", "base-lora"),
     "id-people": ("stage", "id-people"),
-    "id-words": ("stage", "id-words"),
     "id-reader": ("reader", "id-reader"),
     "id-clip": ("stage", "id-clip"),
     "id-embedding": ("stage", "id-embedding"),
+    "id-words": ("stage", "id-words"),
+    "id-words-reader": ("reader", "id-words-reader"),
 }
 
 
