@@ -27,6 +27,7 @@ class Slot(SimpleNamespace):
 class Io:
     ComfyNode = object
     Schema = SimpleNamespace
+    Hidden = SimpleNamespace(prompt="PROMPT", unique_id="UNIQUE_ID")
 
     def NodeOutput(self, *values, **_):
         return values
