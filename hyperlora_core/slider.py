@@ -40,7 +40,11 @@ def slider_lora(hyper: HyperLoRA, start: Identity, end: Identity, amount: float 
                 "encode its photo again."
             )
         ends.append(coefficients)
-    if torch.equal(start.coefficients, end.coefficients) and _same(start.base_coefficients, end.base_coefficients):
+    if (
+        ends[0] is not None
+        and torch.equal(start.coefficients, end.coefficients)
+        and _same(start.base_coefficients, end.base_coefficients)
+    ):
         raise HyperLoRAError(
             "Both ends of the slider are the same identity, so it would change nothing: encode two photos that differ in "
             "one thing, such as with and without a smile."

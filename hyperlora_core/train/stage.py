@@ -375,6 +375,7 @@ def check(config: Config) -> None:
         check_people(config.people, stage.conditions)
     if config.words is not None:
         check_words(config.words, stage.trains)
+        check_people(config.people, stage.conditions)
     strange = [condition for condition in stage.conditions if condition not in (*size.conditions, PEOPLE)]
     if strange:
         raise HyperLoRAError(f"stage.conditions names {strange[0]}, which isn't among hyperlora.conditions.")
