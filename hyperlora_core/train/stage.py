@@ -336,7 +336,7 @@ def make_task(config: Config, sources: Sources, name: str) -> StageTask:
     pipeline = load_pipeline(sources.base, device="cpu")
     network = make_network(config, pipeline.unet, sources.root)
     pulid = make_pulid(config.pulid, pipeline.vae, sources, photos.recognition) if config.pulid is not None else None
-    known = people_known(sources.root, config.stage.start)
+    known = people_known(sources.root, config.stage.start) if config.words else None
     return StageTask(config, photos, pipeline, vision, network, sources.data / FEATURES, pulid, known)
 
 
@@ -371,10 +371,9 @@ def check(config: Config) -> None:
     unknown = [group for group in stage.trains if group not in GROUPS]
     if unknown or not (stage.trains or config.words):
         raise HyperLoRAError(f"stage.trains names {(unknown or ['nothing'])[0]}. Known groups: {', '.join(GROUPS)}.")
-    if PEOPLE in stage.conditions:
-        check_people(config.people, stage.conditions)
     if config.words is not None:
         check_words(config.words, stage.trains)
+    if PEOPLE in stage.conditions or config.words is not None:
         check_people(config.people, stage.conditions)
     strange = [condition for condition in stage.conditions if condition not in (*size.conditions, PEOPLE)]
     if strange:
