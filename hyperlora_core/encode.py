@@ -9,6 +9,7 @@ import torch
 
 from .errors import HyperLoRAError, cli
 from .face.analyzer import Face, FaceAnalyzer
+from .face.choice import CHOICES
 from .face.prepare import base_picture, identity_picture
 from .hyperlora import HyperLoRA, photo_shares
 from .identity import Identity
@@ -159,7 +160,7 @@ def _describe(name: str, face, count: int, which: str | int) -> str:
     width, height = face.box[2] - face.box[0], face.box[3] - face.box[1]
     line = f"{name}: face of {width:.0f} x {height:.0f} px, detection {face.score:.2f}"
     if count > 1:
-        line += f", {which} of {count} faces"
+        line += f", {which if which in CHOICES else f'number {which} (the leftmost is 0)'} of {count} faces"
     if min(width, height) < SMALL_FACE:
         line += "; small: a closer photo gives better pictures"
     return line

@@ -27,5 +27,14 @@ def cli(arguments: str) -> str:
         return f"hyperlora {arguments}"
     script = Path(sys.executable).with_name("hyperlora.exe" if os.name == "nt" else "hyperlora")
     if script.exists():
-        return f'"{script}" {arguments}' if " " in str(script) else f"{script} {arguments}"
-    return f'cd "{Path(__file__).parents[1]}" && "{sys.executable}" -m hyperlora_core {arguments}'
+        return f"{_quoted(script)} {arguments}"
+    pack = Path(__file__).parents[1]
+    folder = (
+        _quoted(pack) if (pack / "__main__.py").exists() else "-m hyperlora_core"
+    )  # the latter in an installed wheel
+    return f"{_quoted(sys.executable)} {folder} {arguments}"
+
+
+def _quoted(path: str | Path) -> str:
+    """For a shell, where it has to be: PowerShell takes a quoted word in front for a text, not for a command."""
+    return f'"{path}"' if " " in str(path) else str(path)

@@ -29,7 +29,7 @@ def region_mask(mask: Tensor, others: Iterable[Tensor] = ()) -> Tensor:
     if covered < LEAST:
         raise HyperLoRAError(
             f"The mask covers {covered:.2%} of the picture, so there is no place for the person: "
-            "paint the place white, or leave the mask out for the whole picture."
+            "paint the place white (in Load Image (as Mask) choose channel red), or leave the mask out for the whole picture."
         )
     for other in others:
         shared = overlap(mask, other)

@@ -8,7 +8,7 @@ from ..hyperlora_core.photo import read_batch
 from ..hyperlora_core.pictures import image_batch
 from ..hyperlora_core.similarity import person_embedding, similarities
 from . import host
-from .types import CATEGORY, FaceAnalysis
+from .types import CATEGORY, face_analysis_input
 
 MORE_IMAGES = ("images_2", "images_3", "images_4", "images_5", "images_6")
 
@@ -45,7 +45,7 @@ class HyperLoRACompare(io.ComfyNode):
                     )
                     for name in MORE_IMAGES
                 ),
-                FaceAnalysis.Input("face_analysis", optional=True, tooltip="For the scores, together with reference."),
+                face_analysis_input("For the scores, together with reference.", optional=True),
                 io.Image.Input(
                     "reference",
                     optional=True,

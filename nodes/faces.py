@@ -5,7 +5,7 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..hyperlora_core import FaceAnalyzer, HyperLoRAError, NoFaceError
-from ..hyperlora_core.face.analyzer import Face
+from ..hyperlora_core.face.analyzer import Detection, Face
 from ..hyperlora_core.face.choice import CHOICES
 from ..hyperlora_core.face.close_up import around, soften
 from ..hyperlora_core.face.draw import annotate, face_mask
@@ -13,7 +13,7 @@ from ..hyperlora_core.face.providers import PROVIDERS
 from ..hyperlora_core.photo import read_batch
 from ..hyperlora_core.pictures import image_batch, mask_batch
 from . import folders, host
-from .types import CATEGORY, FaceAnalysis, Faces
+from .types import CATEGORY, FaceAnalysis, Faces, InsightFace, face_analysis_input
 
 ALL = "all"
 BY_INDEX = "index"
@@ -35,7 +35,6 @@ def face_inputs(*more: str) -> list:
             min=0,
             max=99,
             optional=True,
-            advanced=True,
             tooltip="0 is the leftmost face; for face = index.",
         ),
     ]
@@ -45,11 +44,12 @@ def chosen_face(face: str, face_index: int) -> str | int:
     return face_index if face == BY_INDEX else face
 
 
-def chosen_faces(analyzer: FaceAnalyzer, photo: np.ndarray, which: str | int, name: str) -> list[Face]:
-    """The faces of a picture that `which` means, at least one. Raises NoFaceError where there is none."""
-    if which != ALL:
-        return [analyzer.face(photo, which, name)]
-    return analyzer.faces(photo) or [analyzer.choose(photo, [], CHOICES[0], name)]  # which tells that there is none
+def chosen_numbers(
+    analyzer: FaceAnalyzer, photo: np.ndarray, found: list[Detection], which: str | int, name: str
+) -> list[int]:
+    """Which of the picture's faces `which` means, at least one. Raises NoFaceError where there is none."""
+    one = analyzer.choose(photo, found, CHOICES[0] if which == ALL else which, name)
+    return [number for number, detection in enumerate(found) if which == ALL or detection is one]
 
 
 class HyperLoRALoadFaceAnalysis(io.ComfyNode):
@@ -79,14 +79,16 @@ class HyperLoRALoadFaceAnalysis(io.ComfyNode):
             ],
             outputs=[
                 FaceAnalysis.Output(
-                    "face_analysis", tooltip="For Detect Faces, Encode Identity, and other packs' nodes."
-                )
+                    "face_analysis", tooltip="For Detect Faces, Encode Identity, and InstantID's and PuLID's nodes."
+                ),
+                InsightFace.Output("insightface", tooltip="The same, for IP-Adapter FaceID's node."),
             ],
         )
 
     @classmethod
     def execute(cls, face_pack: str, provider: str) -> io.NodeOutput:
-        return io.NodeOutput(FaceAnalyzer.load(folders.face_pack_path(face_pack), provider).app)
+        app = FaceAnalyzer.load(folders.face_pack_path(face_pack), provider).app
+        return io.NodeOutput(app, app)
 
 
 class HyperLoRADetectFaces(io.ComfyNode):
@@ -100,7 +102,7 @@ class HyperLoRADetectFaces(io.ComfyNode):
             "close-up to paint again.",
             search_aliases=["face detector", "face mask", "face box", "count faces", "face crop", "face detailer"],
             inputs=[
-                FaceAnalysis.Input("face_analysis", tooltip="From Load Face Analysis, or another pack's loader."),
+                face_analysis_input(),
                 io.Image.Input("image", tooltip="One picture or a batch."),
                 *face_inputs(ALL),
                 io.Combo.Input(
@@ -115,7 +117,10 @@ class HyperLoRADetectFaces(io.ComfyNode):
             ],
             outputs=[
                 Faces.Output("faces", tooltip="The chosen faces of each picture."),
-                io.Image.Output("annotated", tooltip="The pictures with the chosen faces drawn in."),
+                io.Image.Output(
+                    "annotated",
+                    tooltip="The pictures with the number of every face; the chosen ones are yellow and outlined.",
+                ),
                 io.Mask.Output("mask", tooltip="White inside the chosen faces' outlines."),
                 io.Int.Output("count", tooltip="How many faces were chosen, over all pictures."),
                 io.Image.Output("close_up", tooltip="A square around the chosen faces of the first picture."),
@@ -134,15 +139,16 @@ class HyperLoRADetectFaces(io.ComfyNode):
         step = host.progress(len(photos))
         faces, annotated, masks = [], [], []
         for number, photo in enumerate(photos, start=1):
+            found = analyzer.detect(photo)
             try:
-                found = chosen_faces(analyzer, photo, chosen_face(face, face_index), f"Picture {number}")
+                chosen = chosen_numbers(analyzer, photo, found, chosen_face(face, face_index), f"Picture {number}")
             except NoFaceError as error:
                 if without_face == ERROR:
                     raise NoFaceError(f"{error} Or set without_face to {EMPTY!r}.") from error
-                found = []
-            faces.append(found)
-            annotated.append(annotate(photo, found))
-            masks.append(face_mask(photo, found))
+                chosen = []
+            faces.append(analyzer.faces(photo, [found[i] for i in chosen]))
+            annotated.append(annotate(photo, [face.box for face in found], dict(zip(chosen, faces[-1], strict=True))))
+            masks.append(face_mask(photo, faces[-1]))
             step(number, len(image))
         try:
             close_up = close_up_of(photos[0], faces[0], masks[0])

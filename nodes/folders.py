@@ -17,6 +17,7 @@ IDENTITIES = "hyper_lora_identities"
 DEMO = "demo (shipped)"
 AUTO = "auto"
 
+FIRST_CHOICE = "fidelity"
 MODULES_FILE = "hyper_lora_modules.json"
 # the authors' pack kept the encoders of old here, below the checkpoints
 OLD_CLIP_FOLDERS = ("clip_vit", "clip_processor")
@@ -48,7 +49,9 @@ def checkpoint_names() -> list[str]:
         for file in files
         if file.suffix == ".safetensors" and file.parent not in folders and not set(OLD_CLIP_FOLDERS) & set(file.parts)
     }
-    return [*sorted(path.as_posix() for path in folders | singles), DEMO]
+    names = sorted(path.as_posix() for path in folders | singles)
+    # the first is what a new node shows: the closest to the photo, as on the command line
+    return [*sorted(names, key=lambda name: FIRST_CHOICE not in name), DEMO]
 
 
 def checkpoint_path(name: str) -> Path:

@@ -29,7 +29,7 @@ class HyperLoRALoadModel(io.ComfyNode):
                     options=[folders.AUTO, *host.PRECISIONS, host.EIGHT_BIT],
                     default=folders.AUTO,
                     advanced=True,
-                    tooltip="Precision of the computation. auto: fp16 on a GPU and bf16 on a CPU that are fast in it, else fp32. "
+                    tooltip="Precision of the computation. auto: fp16 on a GPU, bf16 on a CPU, where these are fast in it, else fp32. "
                     "int8: as auto, with a basis in 8 bits, which takes half the memory.",
                 ),
                 io.Combo.Input(

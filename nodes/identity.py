@@ -14,7 +14,7 @@ from ..hyperlora_core.weighting import EQUAL, WEIGHTINGS
 from . import folders, host
 from .clip_vision import HostClipVision
 from .faces import chosen_face, face_inputs
-from .types import CATEGORY, FaceAnalysis, HyperLoRAModel, IdentityType
+from .types import CATEGORY, HyperLoRAModel, IdentityType, face_analysis_input
 
 CROP_SIZE = 512  # px, of the crops shown
 MORE_PHOTOS = ("photos_2", "photos_3", "photos_4")
@@ -31,7 +31,7 @@ class HyperLoRAEncodeIdentity(io.ComfyNode):
             search_aliases=["face embedding", "face encoder", "photo to identity", "hyperlora id cond"],
             inputs=[
                 HyperLoRAModel.Input("hyperlora", tooltip="From Load HyperLoRA."),
-                FaceAnalysis.Input("face_analysis", tooltip="From Load Face Analysis, or another pack's loader."),
+                face_analysis_input(),
                 io.Image.Input("photos", tooltip="Photos of ONE person, one or a batch."),
                 *face_inputs(),
                 io.Boolean.Input(

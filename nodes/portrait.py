@@ -6,7 +6,7 @@ from comfy_execution.graph_utils import GraphBuilder
 from ..hyperlora_core import EncodeOptions
 from ..hyperlora_core.prompt import with_trigger
 from .apply import MERGE, mode_input, weight_inputs
-from .types import CATEGORY, FaceAnalysis, HyperLoRAModel
+from .types import CATEGORY, HyperLoRAModel, face_analysis_input
 
 
 class HyperLoRAPortrait(io.ComfyNode):
@@ -28,9 +28,7 @@ class HyperLoRAPortrait(io.ComfyNode):
             search_aliases=["hyperlora", "face", "identity", "instantid", "pulid", "ip-adapter faceid", "portrait"],
             inputs=[
                 HyperLoRAModel.Input("hyperlora", raw_link=True, tooltip="From Load HyperLoRA."),
-                FaceAnalysis.Input(
-                    "face_analysis", raw_link=True, tooltip="From Load Face Analysis, or another pack's loader."
-                ),
+                face_analysis_input(raw_link=True),
                 io.Model.Input("model", raw_link=True, tooltip="An SDXL model."),
                 io.Image.Input("photos", raw_link=True, tooltip="Photos of ONE person, one or a batch."),
                 io.String.Input("prompt", multiline=True, dynamic_prompts=True, tooltip="What the picture shows."),

@@ -13,7 +13,7 @@ from ..hyperlora_core.files import free_name
 from ..hyperlora_core.lora import NAMINGS
 from ..hyperlora_core.metadata import describe, save_preview
 from ..hyperlora_core.photo import read_batch
-from .apply import one_lora, weight_inputs
+from .apply import one_lora
 from .types import CATEGORY, IdentityType, LegacyLoRA
 
 
@@ -22,7 +22,6 @@ class HyperLoRASaveLoRA(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        _, base_weight = weight_inputs()
         return io.Schema(
             node_id="HyperLoRASaveLoRA",
             display_name="Save Person's LoRA",
@@ -42,7 +41,16 @@ class HyperLoRASaveLoRA(io.ComfyNode):
                     tooltip="kohya: for ComfyUI and most tools. diffusers: for diffusers and PEFT.",
                 ),
                 io.LoraModel.Input("base_lora", optional=True, tooltip="Joined into the same file at base_weight."),
-                base_weight,
+                io.Float.Input(
+                    "base_weight",
+                    default=0.5,
+                    min=-2,
+                    max=2,
+                    step=0.05,
+                    optional=True,
+                    tooltip="Strength of the base LoRA inside the file, which counts beside the weight at which the file is used: "
+                    "0.5, used at 0.8, is 0.4.",
+                ),
                 IdentityType.Input("identity", optional=True, tooltip="Its origin is written into the metadata."),
                 io.Image.Input(
                     "preview",
@@ -74,7 +82,7 @@ class HyperLoRASaveLoRA(io.ComfyNode):
         id_lora: LoRA | None = None,
         naming: str = NAMINGS[0],
         base_lora: LoRA | None = None,
-        base_weight: float = 0.4,
+        base_weight: float = 0.5,
         identity: Identity | None = None,
         preview=None,
         rank: int = 0,

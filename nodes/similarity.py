@@ -9,7 +9,7 @@ from ..hyperlora_core import FaceAnalyzer, HyperLoRAError
 from ..hyperlora_core.photo import read_batch
 from ..hyperlora_core.similarity import Similarity, mean_similarity, person_embedding, similarities
 from . import host
-from .types import CATEGORY, FaceAnalysis
+from .types import CATEGORY, face_analysis_input
 
 OFF, REMOVE, STOP, ERROR = GATES = ("off", "remove", "stop", "error")
 
@@ -31,14 +31,14 @@ class HyperLoRASimilarity(io.ComfyNode):
                 "gate",
             ],
             inputs=[
-                FaceAnalysis.Input("face_analysis", tooltip="From Load Face Analysis, or another pack's loader."),
+                face_analysis_input(),
                 io.Image.Input("reference", tooltip="Photos of the person, one or a batch; the largest face of each."),
                 io.Image.Input("images", tooltip="The pictures to judge; in each the face most like the person."),
                 io.Combo.Input(
                     "gate",
                     options=list(GATES),
                     default=OFF,
-                    tooltip="Below the threshold. remove: pass only the pictures above it. stop: if the mean is below, "
+                    tooltip="Below the threshold. remove: pass only the pictures at or above it. stop: if the mean is below, "
                     "nothing behind images runs, and the queue goes on. error: likewise, with an error.",
                 ),
                 io.Float.Input(

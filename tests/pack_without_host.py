@@ -36,7 +36,14 @@ class Io:
         def slot(id=None, **options):
             return Slot(name, id, **options)
 
-        return SimpleNamespace(Input=slot, Output=slot)
+        return SimpleNamespace(Input=slot, Output=slot, io_type=name)
+
+    @property
+    def MultiType(self) -> SimpleNamespace:
+        def slot(id, types, **options):
+            return Slot(",".join(type.io_type for type in types), id, **options)
+
+        return SimpleNamespace(Input=slot)
 
     def __getattr__(self, name: str) -> SimpleNamespace:
         return self.Custom(TYPES.get(name, name.upper()))

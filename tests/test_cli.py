@@ -1,5 +1,10 @@
 """The command line, on the shipped demo models."""
 
+import os
+import shlex
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from bad_inputs import CHECKPOINTS, PHOTOS, assert_sentence, bad_checkpoint
@@ -9,6 +14,7 @@ from safetensors import safe_open
 
 from hyperlora_core import Identity, load_lora, open_encoder
 from hyperlora_core.cli import COMMANDS, main
+from hyperlora_core.errors import cli
 
 
 @pytest.fixture(scope="module")
@@ -179,3 +185,17 @@ def test_help_names_every_command(capsys):
     for command in COMMANDS:
         with pytest.raises(SystemExit):
             main([command, "--help"])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="takes a link to Python")
+def test_the_command_that_messages_name_works_where_nothing_is_installed(tmp_path, monkeypatch):
+    """As in custom_nodes, from any folder, with a Python that looks in no folder by itself (ComfyUI's portable package)."""
+    alone = tmp_path / "some where" / "python"
+    alone.parent.mkdir()
+    alone.symlink_to(os.path.realpath(sys.executable))
+    monkeypatch.setattr(sys, "executable", str(alone))
+    monkeypatch.setattr("hyperlora_core.errors.shutil.which", lambda _name: None)
+    python, *words = shlex.split(cli("--help"))
+    assert python == str(alone)
+    done = subprocess.run([python, "-I", *words], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and "download" in done.stdout, done.stderr

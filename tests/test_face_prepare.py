@@ -4,11 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 from safetensors.numpy import load_file
 
 from hyperlora_core.errors import HyperLoRAError
 from hyperlora_core.face import base_picture, choose_face, face_box, identity_picture, recognition_picture
+from hyperlora_core.face.analyzer import Face
+from hyperlora_core.face.draw import CHOSEN, OTHER, annotate
 from hyperlora_core.vision import clip_pixels
 
 FIXTURES = Path(__file__).parent / "fixtures" / "preprocess"
@@ -135,3 +137,14 @@ def test_choices_that_do_not_exist():
         choose_face(BOXES[:1], 1, (300, 100))
     with pytest.raises(HyperLoRAError, match='"oldest" is none of largest'):
         choose_face(BOXES, "oldest", (300, 100))
+
+
+def test_every_face_keeps_its_number_in_the_picture(photo, expected, monkeypatch):
+    """Whichever is chosen: the number is what users type into face_index."""
+    written = []
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda _self, _at, text, fill, **_: written.append((text, fill)))
+    boxes = [np.array([20.0 * i, 5, 20 * i + 15, 25]) for i in range(3)]
+    points = np.stack([np.linspace(41, 54, 106), np.linspace(6, 24, 106)], 1).astype(np.float32)
+    picture = annotate(photo, boxes, {2: Face(boxes[2], 0.9, points[:5], points, np.zeros(512, np.float32))})
+    assert written == [("0", OTHER), ("1", OTHER), ("2", CHOSEN)]
+    assert (picture[5, 0:15] == OTHER).all() and (picture[5, 40:55] == CHOSEN).all()

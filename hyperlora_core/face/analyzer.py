@@ -138,10 +138,10 @@ class FaceAnalyzer:
             )
         return found[choose_face([detection.box for detection in found], which, (width, height), name)]
 
-    def faces(self, photo: np.ndarray) -> list[Face]:
-        """All faces of a photo, from left to right."""
+    def faces(self, photo: np.ndarray, detections: Sequence[Detection] | None = None) -> list[Face]:
+        """These faces of a photo, by default all of them, from left to right."""
         bgr = _bgr(photo)
-        return self._describe(bgr, self._detect(bgr, DETECTION_SIZES))
+        return self._describe(bgr, self._detect(bgr, DETECTION_SIZES) if detections is None else detections)
 
     def _detect(self, bgr: np.ndarray, wanted: Sequence[int]) -> list[Detection]:
         height, width = bgr.shape[:2]

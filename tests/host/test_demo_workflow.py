@@ -8,6 +8,7 @@ from people import photo_of
 from PIL import Image
 
 from hyperlora_core.cli import main
+from hyperlora_core.face.draw import CHOSEN
 
 IDS = {
     "HyperLoRALoadModel", "HyperLoRALoadFaceAnalysis", "HyperLoRADetectFaces", "HyperLoRAEncodeIdentity",
@@ -219,5 +220,8 @@ def test_detect_faces(server, anna):
     assert server.run(graph).text("41") == "2", "masks and count need no close-up"
     graph["4"]["inputs"]["image"] = "two.png"
     graph["40"]["inputs"]["face"] = "right"
-    mask = server.run(graph).picture("44")[..., 0] > 127
+    result = server.run(graph)
+    yellow = (result.picture("42") == CHOSEN).all(-1)
+    assert yellow[:, 256:].any() and not yellow[:, :256].any(), "the other face has a number, too, but isn't chosen"
+    mask = result.picture("44")[..., 0] > 127
     assert mask[:, :256].mean() == 0 and mask[:, 256:].mean() > 0.05

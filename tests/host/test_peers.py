@@ -101,6 +101,24 @@ def test_accepted(server, packs, name):
     accepted(server, json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8")))
 
 
+def test_one_face_analysis_for_ip_adapter_and_us(server, packs):
+    """Their type has another name: our second output, and their loader into our nodes."""
+    name = "22_compare_with_ip_adapter_faceid"
+    skip_without_packs(name, packs)
+    workflow = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    theirs = {"class_type": "IPAdapterInsightFaceLoader", "inputs": {"provider": "CPU", "model_name": "buffalo_l"}}
+    workflow["100"] = theirs
+    for number, node in workflow.items():
+        if node["class_type"] == "HyperLoRALoadFaceAnalysis":
+            ours = number
+        if node["class_type"] == "HyperLoRAEncodeIdentity":
+            node["inputs"]["face_analysis"] = ["100", 0]
+    for node in workflow.values():
+        if node["class_type"] == "IPAdapterFaceID":
+            node["inputs"]["insightface"] = [ours, 1]
+    accepted(server, workflow)
+
+
 @pytest.fixture(scope="module")
 def page(server, browser):
     with front_end(server, browser, without=BROKEN) as opened:

@@ -130,11 +130,11 @@ def files_to_get(
 
 In the folder of this pack, with ComfyUI's own Python:
 
-`python -m hyperlora_core download` fetches the first three,
+`python . download` fetches the first three,
 
-`python -m hyperlora_core download {names}` the rest; {instead},
+`python . download {names}` the rest; {instead},
 
-`python -m hyperlora_core doctor` says what is missing.
+`python . doctor` says what is missing.
 
 Then press **R**, and choose the files in the loaders.
 

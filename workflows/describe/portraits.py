@@ -207,7 +207,7 @@ The green nodes are yours to change:
 4. Press **Run**.
 
 **Places**: the masks give each person one half, with a soft edge. For other places load a mask (*Load Image (as Mask)*,
-white where the person is) and connect it to *mask* of a **Region**.
+*channel* red, white where the person is) and connect it to *mask* of a **Region**.
 
 **Region**, *start* 0.1: the first tenth of sampling belongs to the scene, so that two bodies are there before the faces
 come. Too little of each person? *set_cond_area* = mask bounds paints each place as a picture of its own: more likeness, less of
@@ -319,7 +319,7 @@ The green nodes are yours to change:
 
 1. Press **Run**: the drawn person in **Load Image** comes with the pack.
 2. **Trigger Prompt**: write what the picture shows.
-3. **Load Image**: drop another drawn person on it; `python -m hyperlora_core demo` writes three into `outputs/demo/photos`.
+3. **Load Image**: drop another drawn person on it; `python . demo` writes three into `outputs/demo/photos`.
 
 Keep 128 x 128, and don't mix demo and real models: their LoRAs don't fit each other.
 
