@@ -125,6 +125,20 @@ def test_help_explains_exactly_the_inputs_and_outputs(schemas):
     assert wrong == []
 
 
+def test_help_says_which_inputs_the_editor_hides_at_first(schemas):
+    wrong = []
+    for node, schema in schemas.items():
+        wanted = [slot.id for slot in schema.inputs if slot.options.get("advanced")]
+        for page, sentence in (
+            (HELP / f"{node}.md", r"^Under \*Show advanced inputs\*: (.+)\.$"),
+            (HELP / node / "zh.md", r"^位于“显示高级输入”之下.(.+)。$"),
+        ):
+            said = "".join(re.findall(sentence, text_of(page), re.MULTILINE))
+            if re.findall(r"`([\w.]+)`", said) != wanted:
+                wrong.append(f"{page.relative_to(HELP)}: {said or 'nothing'} instead of {wanted}")
+    assert wrong == []
+
+
 def test_chinese_help_names_the_nodes_as_the_editor_does(schemas):
     names = read("zh", "nodeDefs.json")
     assert [
