@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -75,6 +76,14 @@ class CatalogFile:
             raise broken
         return None
 
+    def whole(self, places: Iterable[Path]) -> Path | None:
+        """The first of these existing places where this file lies whole."""
+        for place in places:
+            with suppress(HyperLoRAError):
+                self.check(place)
+                return place
+        return None
+
 
 @dataclass(frozen=True)
 class CatalogItem:
@@ -87,6 +96,30 @@ class CatalogItem:
     licence: str
     page: str
     files: tuple[CatalogFile, ...]
+
+    def find(self, models_folders: Iterable[Path]) -> list[Path | None]:
+        """Where each file lies whole; None where it has to be fetched.
+
+        Files that belong into one folder are looked for in one, since parts of two copies don't load together. Where no folder
+        holds all of them whole, those count that lie at their catalogued places in the first models folder.
+        """
+        folders = list(models_folders)
+        together: dict[Path, list[CatalogFile]] = {}
+        for file in self.files:
+            together.setdefault(Path(file.path).parent, []).append(file)
+        found: dict[CatalogFile, Path | None] = {}
+        for parent, files in together.items():
+            places = {file: list(file.places(folders)) for file in files}
+            if len(files) == 1:
+                copies = [{files[0]: files[0].whole(places[files[0]])}]
+            else:
+                there = [place.parent for its in places.values() for place in its]
+                copies = [
+                    {file: file.whole(place for place in its if place.parent == folder) for file, its in places.items()}
+                    for folder in dict.fromkeys([*(folder / parent for folder in folders[:1]), *there])
+                ]
+            found |= next((copy for copy in copies if all(copy.values())), copies[0] if copies else {})
+        return [found.get(file) for file in self.files]
 
     @property
     def approximate_size(self) -> int:

@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 
 from . import folders
 from .catalog import FIRST_PICTURE, CatalogItem, load_catalog, readable
+from .download import by_disk
 from .errors import HyperLoRAError, cli
 
 OLDEST_PYTHON = (3, 10)
@@ -182,15 +183,22 @@ def _comfyui(comfyui: Path | None) -> Iterator[Finding]:
 
 def _weights(searched: list[Path]) -> Iterator[Finding]:
     for item in load_catalog().values():
+        found = item.find(searched)
+        if all(found):
+            yield Finding("ok", f"{item.title}: {found[0] if len(found) == 1 else found[0].parent}")
+            continue
         try:
-            found = [file.find(searched) for file in item.files]
+            apart = [file.find(searched) for file in item.files]
         except HyperLoRAError as error:
             yield Finding("fail", f"{item.title}: {error}", _fetch(item, searched[0]))
             continue
-        if all(found):
-            yield Finding("ok", f"{item.title}: {found[0] if len(found) == 1 else found[0].parent}")
-        elif any(found):
-            missing = [file.path for file, place in zip(item.files, found, strict=True) if place is None]
+        if all(apart):
+            lie = " and ".join(dict.fromkeys(str(place.parent) for place in apart))
+            yield Finding(
+                "fail", f"{item.title} is whole in no folder, its files lie in {lie}", _fetch(item, searched[0])
+            )
+        elif any(apart):
+            missing = [file.path for file, place in zip(item.files, apart, strict=True) if place is None]
             yield Finding("fail", f"{item.title} isn't whole: {', '.join(missing)} missing", _fetch(item, searched[0]))
         elif item.group == FIRST_PICTURE:
             what = f"{item.title} isn't in {searched[0]}: {item.purpose}"
@@ -210,15 +218,16 @@ def _checkpoints(searched: list[Path]) -> Finding:
 
 
 def _disk(models: Path, searched: list[Path]) -> Finding:
-    free = shutil.disk_usage(models).free
-    needed = SPARE_BYTES
-    for item in load_catalog().values():
-        if item.group == FIRST_PICTURE:
-            needed += sum(file.approximate_size for file in item.files if not any(file.places(searched)))
-    if free < needed:
-        what = f"{readable(free)} free in {models}, {readable(needed)} are needed"
-        return Finding("fail", what, f"free some space, or choose another disk: {cli('download --models-folder DIR')}")
-    return Finding("ok", f"{readable(free)} free in {models}")
+    files = [file for item in load_catalog().values() if item.group == FIRST_PICTURE for file in item.files]
+    missing = [(models / file.path, file.approximate_size) for file in files if not any(file.places(searched))]
+    for folder, needed in by_disk(missing or [(models / "any", 0)]).items():
+        free = shutil.disk_usage(folder).free
+        if free < needed + SPARE_BYTES:
+            what = f"{readable(free)} free in {folder}, {readable(needed + SPARE_BYTES)} are needed"
+            return Finding(
+                "fail", what, f"free some space, or choose another disk: {cli('download --models-folder DIR')}"
+            )
+    return Finding("ok", f"{readable(free)} free in {folder}")
 
 
 def _fetch(item: CatalogItem, models: Path) -> str:

@@ -61,7 +61,7 @@ def download(item_names: Iterable[str], models_folder: str | Path, progress: Pro
     if not models.is_dir():
         raise HyperLoRAError(f"There is no folder {models}. Make it first, or name ComfyUI's models folder.")
     folders = search_folders(models)
-    wanted = [(item, file, _whole(file, folders)) for item in items for file in item.files]
+    wanted = [(item, *pair) for item in items for pair in zip(item.files, item.find(folders), strict=True)]
     for item, file, found in wanted:
         if not found and file.url is None:
             raise HyperLoRAError(
@@ -69,18 +69,13 @@ def download(item_names: Iterable[str], models_folder: str | Path, progress: Pro
                 f"{models / file.path}."
             )
     missing = [file for _, file, found in wanted if not found]
-    _require_space(models, sum(file.approximate_size - _size(_part(file, models)) for file in missing))
+    for folder, needed in by_disk(
+        (_part(file, models), file.approximate_size - _size(_part(file, models))) for file in missing
+    ).items():
+        _require_space(folder, needed)
     return [
         Fetched(file, found or _fetch(item, file, models, progress), fresh=not found) for item, file, found in wanted
     ]
-
-
-def _whole(file: CatalogFile, folders: list[Path]) -> Path | None:
-    try:
-        return file.find(folders)
-    except HyperLoRAError:
-        # there but broken: it is replaced once the new one is whole
-        return None
 
 
 def _part(file: CatalogFile, models: Path) -> Path:
@@ -146,7 +141,7 @@ def _transfer(file: CatalogFile, part: Path, progress: Progress | None) -> _Publ
             _require_space(part.parent, (published.size or 0) - done)
             with part.open("r+b" if done else "wb") as out:
                 out.seek(done)
-                while block := response.read(BLOCK):
+                while block := _read(response):
                     out.write(block)
                     done += len(block)
                     if progress:
@@ -160,6 +155,13 @@ def _transfer(file: CatalogFile, part: Path, progress: Progress | None) -> _Publ
     if published.size is not None and done < published.size:
         raise _ConnectionLost(f"the connection ended after {done} of {published.size} bytes")
     return published
+
+
+def _read(response: http.client.HTTPResponse) -> bytes:
+    try:
+        return response.read(BLOCK)
+    except OSError as error:  # whatever it says: the disk has no part in it
+        raise _ConnectionLost(error.strerror or str(error) or type(error).__name__) from error
 
 
 class _LinkedHeaders(urllib.request.HTTPRedirectHandler):
@@ -244,6 +246,17 @@ def _digest(path: Path, progress: Progress | None) -> str:
             if progress:
                 progress(f"checking {path.name[1:-5]}", done, size)
     return digest.hexdigest()
+
+
+def by_disk(files: Iterable[tuple[Path, int]]) -> dict[Path, int]:
+    """A folder on each disk -> bytes that are to come there, of files (path, bytes): folders of models are often links."""
+    folders: dict[int, Path] = {}
+    needed: dict[Path, int] = {}
+    for path, size in files:
+        there = next(parent for parent in path.absolute().parents if parent.is_dir())
+        folder = folders.setdefault(there.stat().st_dev, there)
+        needed[folder] = needed.get(folder, 0) + size
+    return needed
 
 
 def _require_space(folder: Path, wanted: int) -> None:

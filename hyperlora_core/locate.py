@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from .catalog import CatalogFile, load_catalog, shipped_models
+from .catalog import load_catalog, shipped_models
 from .checkpoint import load_hyperlora
 from .encode import PhotoEncoder
 from .errors import HyperLoRAError, cli
@@ -66,10 +66,11 @@ def _clip_tower(hyper: HyperLoRA, clip, models, device, dtype) -> VisionEncoder 
 
 
 def find_file(item: str, models: str | Path | None) -> Path:
-    """Where the first file of a catalogued item lies. Raises HyperLoRAError when it isn't there or is broken."""
-    folders = search_folders(models_folder(models))
-    file: CatalogFile = load_catalog()[item].files[0]
-    found = file.find(folders)
+    """Where the first file of a catalogued item lies, beside its others. Raises HyperLoRAError when it isn't there or is
+    broken."""
+    folders, known = search_folders(models_folder(models)), load_catalog()[item]
+    file = known.files[0]
+    found = known.find(folders)[0] or file.find(folders)
     if found is None:
         raise HyperLoRAError(f"{item} is not in {folders[0]} ({file.path}). Run: {cli(f'download {item}')}")
     return found

@@ -11,6 +11,8 @@ PIP_NAMES = {
     "open_clip": "open-clip-torch",
     "diffusers": "diffusers transformers accelerate peft",
     "cv2": "opencv-python",
+    "google": "protobuf",
+    "yaml": "pyyaml",
     "ray": '"ray[data]"',
     "transformers": "transformers",
 }

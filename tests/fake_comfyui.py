@@ -41,6 +41,7 @@ class FakeComfyUI:
         self.ran: Counter[str] = Counter()  # content -> times, cached runs not counted
         self.order: list[dict] = []  # prompts that ran
         self.uploads: list[str] = []  # names
+        self.too_large: Callable[[str], bool] | None = None  # whether it doesn't take a photo of this name
         self.interrupted: list[str] = []
         self.port = 0
         self.start()
@@ -184,6 +185,8 @@ class FakeComfyUI:
     async def upload(self, request: web.Request) -> web.Response:
         post = await request.post()
         name, subfolder, content = post["image"].filename, post.get("subfolder", ""), post["image"].file.read()
+        if self.too_large is not None and self.too_large(name):
+            return web.Response(status=413, text="Maximum request body size exceeded")
         folder = self.folder / "input" / subfolder
         folder.mkdir(exist_ok=True)
         stem, path, number = Path(name), folder / name, 1

@@ -51,6 +51,7 @@ def test_ray_writes_what_one_machine_writes(photos, tmp_path, capsys):
     assert main([*command, "--out", str(together)]) == 0
     assert [file for file, moment in before.items() if (together / file).stat().st_mtime_ns != moment] == []
     assert (together / "loras" / "person_1.safetensors").exists()
+    assert main([*command, "--out", str(together), "--ray", "local"]) == 0, "nothing is left to do"
 
 
 def test_no_cluster_there(photos, tmp_path, capsys):

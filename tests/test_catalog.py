@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hyperlora_core import catalog
+from hyperlora_core import catalog, locate
 from hyperlora_core.catalog import load_catalog, pick, readable, shipped_models
 from hyperlora_core.errors import HyperLoRAError
 from hyperlora_core.weights_check import check_file, check_safetensors
@@ -85,6 +85,42 @@ def test_a_whole_place_is_preferred_to_a_broken_one(tmp_path):
         with (nested / name).open("wb") as file:
             file.truncate(size)  # sparse: costs no disk
     assert pack.find([tmp_path]) == nested
+
+
+def test_parts_of_one_folder_are_taken_from_one_copy(tmp_path, monkeypatch):
+    """The authors' tree with a broken file, and only that one where it belongs: that is no checkpoint."""
+    item = load_catalog()["fidelity"]
+
+    def check(self, place):
+        if place.read_text() != "whole":
+            raise HyperLoRAError(f"{place} is incomplete")
+
+    def put(folder, names, content="whole"):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            (folder / name).write_text(content)
+
+    monkeypatch.setattr(catalog.CatalogFile, "check", check)
+    names = [Path(file.path).name for file in item.files]
+    ours = tmp_path / Path(item.files[0].path).parent
+    theirs = tmp_path / "hyper_lora" / ours.relative_to(tmp_path)
+    put(theirs, names)
+    put(theirs, names[1:2], "half")
+    assert item.find([tmp_path]) == [None] * 4
+    put(ours, names[1:2])
+    assert item.find([tmp_path]) == [None, ours / names[1], None, None]
+    assert locate.find_checkpoint("fidelity", tmp_path) == theirs, "which loading it complains about"
+    put(ours, names)
+    assert item.find([tmp_path]) == [ours / name for name in names]
+    assert locate.find_checkpoint("fidelity", tmp_path) == ours
+    put(theirs, names)
+    (ours / names[0]).unlink()
+    assert item.find([tmp_path]) == [theirs / name for name in names]
+    elsewhere = tmp_path / "extra"
+    put(elsewhere / ours.relative_to(tmp_path), names)
+    (theirs / names[2]).unlink()
+    assert item.find([tmp_path, elsewhere])[0].is_relative_to(elsewhere)
+    assert item.find([]) == [None] * 4
 
 
 def test_a_header_is_read(tmp_path):

@@ -111,7 +111,7 @@ def test_which_face(photos, tmp_path, capsys):
 
 
 def test_portrait(photos, tmp_path, capsys):
-    out = tmp_path / "anna.png"
+    out = tmp_path / "anna.JPG"
     command = [
         "portrait",
         str(photos / "anna_0.png"),

@@ -15,7 +15,7 @@ from hyperlora_core import HyperLoRAError, load_hyperlora, merge_branches, open_
 from hyperlora_core.cli import main
 from hyperlora_core.evaluate.attributes import ATTRIBUTES, AttributeReader, shown
 from hyperlora_core.evaluate.instruments import FACE_MEASURE, MeasuringNetwork
-from hyperlora_core.evaluate.paint import Job, Painter
+from hyperlora_core.evaluate.paint import Job, Painter, stacked
 from hyperlora_core.evaluate.protocol import SHIPPED
 from hyperlora_core.evaluate.run import CEILING, TRUTH
 from hyperlora_core.evaluate.store import PictureStore, read_about, read_picture
@@ -385,3 +385,12 @@ def test_photographs(evaluate, tmp_path, capsys):
     assert list(report["seconds"]) == ["none", "demo"] and report["seconds"]["demo"]["preprocessing"][0] > 0
     assert "Face recognition: rec_measure." in capsys.readouterr().out
     assert "demo minus mine" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_guided_batch_stays_on_its_device(loras):
+    """The meta device is as strict as a GPU, and there everywhere."""
+    there = [
+        {key: tensor if key.endswith("alpha") else tensor.to("meta") for key, tensor in lora.items()}
+        for lora in loras[:2]
+    ]
+    assert all(part.device.type == "meta" for layer in stacked(there, [True, False]).values() for part in layer[:2])

@@ -145,6 +145,18 @@ def test_pictures_are_found_by_their_names(tmp_path):
     assert (one.pictures, one.number) == ("C:/pictures/#1 best", None)
 
 
+def test_pictures_whose_names_tell_other_prompts_are_refused(tmp_path):
+    """A list of prompts was turned round: what was made keeps its name, and gets another number."""
+    for number in (1, 2):
+        (tmp_path / f"anna_p0{number}_s7.png").touch()
+    rows = ["identity,prompt number,file", "anna,1,anna_p01_s7.png", "anna,2,anna_p02_s7.png"]
+    (tmp_path / "index.csv").write_text("\n".join(rows))
+    assert PictureFolder(tmp_path).seeds == {7}
+    (tmp_path / "index.csv").write_text("\n".join([rows[0], rows[1].replace(",1,", ",2,")]))
+    with pytest.raises(HyperLoRAError, match=r"anna_p01_s7.png is called after prompt 1, which is prompt 2 by now"):
+        PictureFolder(tmp_path)
+
+
 @pytest.fixture
 def given(photos, tmp_path):
     """none: everybody's, red for the coat and black for the hat. mine: Anna once as her photo and once as her gallery,
@@ -328,14 +340,21 @@ def test_a_workflow_is_run_before_its_pictures_are_measured(photos, given, tmp_p
     monkeypatch.setattr(evaluate, "_open", lambda *_: ({}, INSTRUMENTS))
     command = ["evaluate", "--out", str(tmp_path / "out"), "--photos", str(photos), "--seeds", "7"]
     command += ["--prompts", str(tmp_path / "prompts.txt"), "--server", "http://a:1", "http://b:2"]
-    command += ["--workflow", "none=plain.json", "--workflow", "method=compare.json#2"]
+    for name in ("plain.json", "compare.json"):
+        (tmp_path / name).write_text(name)
+    plain, compare = str(tmp_path / "plain.json"), str(tmp_path / "compare.json")
+    command += ["--workflow", f"none={plain}", "--workflow", f"method={compare}#2"]
     failing = 0
     assert main(command) == 0
     report = json.loads((tmp_path / "out" / "results.json").read_text())
     assert report["figures"]["method"]["ID Sim"]["value"] == pytest.approx((1 + 0.8 + 1 + 0) / 4, abs=1e-3)
-    assert [(one["workflow"], one["photos"]) for one in asked] == [("plain.json", None), ("compare.json", str(photos))]
+    assert [(one["workflow"], one["photos"]) for one in asked] == [(plain, None), (compare, str(photos))]
     assert all(one["seeds"] == "7" and one["server"] == ["http://a:1", "http://b:2"] for one in asked)
-    assert [Path(one["out"]).name for one in asked] == ["plain", "compare"]
+    folders = [Path(one["out"]).name for one in asked]
+    assert [folder.rpartition("-")[0] for folder in folders] == ["plain", "compare"]
+    (tmp_path / "compare.json").write_text("changed")
+    assert main(command) == 0
+    assert Path(asked[2]["out"]).name == folders[0] and Path(asked[3]["out"]).name not in folders
     failing = 1
     capsys.readouterr()
     assert main(command) == 2
@@ -354,7 +373,11 @@ def test_mistakes(photos, tmp_path, capsys):
         ),
         (["--workflow", "a=b"], ("--photos FOLDER",)),
         (["--photos", str(photos), "--workflow", "a=b#x"], ("--workflow a=b#x isn't NAME=FILE",)),
-        (["--photos", str(photos), "--workflow", "a=b", "--pictures", "a=c"], ('Two rows would be called "a"',)),
+        (["--photos", str(photos), "--workflow", "a=b"], ("b can't be read",)),
+        (
+            ["--photos", str(photos), "--workflow", f"a={__file__}", "--pictures", "a=c"],
+            ('Two rows would be called "a"',),
+        ),
         (["--photos", str(photos)], ("nothing to measure", "--pictures NAME=FOLDER", "--base FILE")),
         (["--photos", str(photos), "--pictures", "folder"], ("--pictures folder isn't NAME=FOLDER",)),
         (["--photos", str(photos), "--pictures", "a=x", "--pictures", "a=y"], ('Two rows would be called "a"',)),

@@ -230,6 +230,7 @@ def test_no_face_is_an_error_with_advice(analysis):
     assert analysis.detect(photo) == [] and analysis.faces(photo) == []
     with pytest.raises(NoFaceError, match=r"No face was found in Photo 2 \(300 x 200\): use a photo"):
         analysis.face(photo, name="Photo 2")
+    assert analysis.detect(photo_with(size=(40, 16000))) == [], "scaled down such a strip has no width at all"
 
 
 def test_several_faces_come_from_left_to_right(analysis):

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from PIL import Image
 from places import ROOT
 
 from hyperlora_core.errors import HyperLoRAError
@@ -268,6 +269,42 @@ def test_journal(tmp_path):
     assert rows[0] == "identity,prompt number,prompt,seed,file,similarity,seconds,status,message"
     assert rows[2] == "anna,1,x,2,anna_p01_s2.png,0.5,1.0,done,"
     assert rows[3] == "ben,1,x,1,,,,waiting,"
+
+
+def test_what_somebody_edited_is_theirs_and_what_is_broken_is_made_again(tmp_path):
+    made = plan_jobs(core(), INPUTS, PEOPLE[:1], ["x"], [1, 2])
+    with Journal(tmp_path) as journal:
+        for job in journal.begin(made):
+            finish(journal, job)
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "anna_p01_s1.png")
+    (tmp_path / "anna_p01_s2.png").write_bytes(b"half")
+    with Journal(tmp_path) as journal:
+        assert [job.name for job in journal.begin(made)] == ["anna_p01_s2"]
+
+
+def test_an_index_that_a_spreadsheet_holds_stops_nothing(tmp_path, monkeypatch):
+    def held(path):
+        raise HyperLoRAError(f"Can't write {path}: Permission denied.")
+
+    made = plan_jobs(core(), INPUTS, PEOPLE[:1], ["x"], [1])
+    monkeypatch.setattr("hyperlora_core.queue.journal.INDEX_EVERY", -1)
+    monkeypatch.setattr("hyperlora_core.queue.journal.written_aside", held)
+    with Journal(tmp_path) as journal:
+        for job in journal.begin(made):
+            finish(journal, job)
+        assert "index.csv: Permission denied" in journal.write_index()
+    monkeypatch.undo()
+    with Journal(tmp_path) as journal:
+        assert journal.begin(made) == []
+    assert "anna_p01_s1.png" in (tmp_path / "index.csv").read_text()
+
+
+def test_jobs_for_another_folder_are_other_jobs_for_servers(tmp_path):
+    ids = set()
+    for name in ("a", "b", "a"):
+        with Journal(tmp_path / name) as journal:
+            ids |= {job.prompt_id for job in journal.begin(plan_jobs(core(), INPUTS, PEOPLE[:1], ["x"], [1]))}
+    assert len(ids) == 2
 
 
 def test_the_journal_is_read_when_nobody_else_writes(tmp_path, monkeypatch):

@@ -109,8 +109,15 @@ class JournalFile:
 
 
 def write_report(out: Path, people: Iterable[Person], records: Mapping[str, Record]) -> Path:
-    """report.csv: a row for each person."""
-    path = out / REPORT
+    """report.csv: a row for each person. Returns where it lies: report_2.csv where a spreadsheet holds the first, which on
+    Windows keeps others from writing it."""
+    try:
+        return _report(out / REPORT, people, records)
+    except HyperLoRAError:
+        return _report((out / REPORT).with_stem("report_2"), people, records)
+
+
+def _report(path: Path, people: Iterable[Person], records: Mapping[str, Record]) -> Path:
     with written_aside(path) as aside, aside.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         table = csv.writer(file)
         table.writerow(["person", "file", "status", "photos", "photos used", "photos failed", "why", "note"])

@@ -70,6 +70,8 @@ def on_ray(
 
     `address`: of a Ray cluster, or "local", which starts one on this machine. Raises MissingPackageError without Ray.
     """
+    if not people:
+        return
     data = require("ray.data", "Running on a cluster")
     ray_errors = require("ray.exceptions", "Running on a cluster").RayError
     config, models = writer.config, models.absolute()

@@ -53,13 +53,15 @@ def _print_list(named: str | None) -> None:
 
 
 def _here(item: CatalogItem, folders: list[Path]) -> str:
+    if not folders:
+        return "?"
+    if all(item.find(folders)):
+        return "yes"
     try:
         found = [file.find(folders) for file in item.files]
     except HyperLoRAError:
         return "broken"
-    if not folders:
-        return "?"
-    return "yes" if all(found) else "partly" if any(found) else "no"
+    return "partly" if any(found) else "no"
 
 
 class _Bars:

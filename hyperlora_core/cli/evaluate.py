@@ -206,7 +206,7 @@ def _photographed(arguments: Namespace) -> Setup:
     from ..locate import DEFAULT
     from ..queue.jobs import parse_seeds, read_prompts
 
-    workflows = [read_workflow_method(text, arguments.out) for text in arguments.workflow]
+    workflows = [read_workflow_method(text, arguments.out, arguments.prompts) for text in arguments.workflow]
     methods = given_methods([*arguments.pictures, *(workflow.pictures for workflow in workflows)])
     if bool(arguments.arc2face) != bool(arguments.sd15):
         raise HyperLoRAError(

@@ -65,7 +65,7 @@ def run(arguments: Namespace) -> int:
             progress=lambda done, total: bar.update(done - bar.n),
         )
     with written_aside(arguments.output) as aside:
-        picture.save(aside, format=arguments.output.suffix[1:].replace("jpg", "jpeg"))
+        picture.save(aside, format=arguments.output.suffix[1:].lower().replace("jpg", "jpeg"))
     print(f"Portrait: {arguments.output}")
     return 0
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ..locate import find_file
+from ..locate import DEFAULT, find_face_pack
 from ..train.photo_rules import PhotoRules
 from ..train.photo_shards import REPORT
 from ..train.prepare import BLIP2, CAPTIONS, FILES, PrepareConfig, prepare_photos
@@ -81,7 +81,7 @@ def run(arguments: Namespace) -> int:
         arguments.caption,
         arguments.quality,
     )
-    face_pack = arguments.face_pack or find_file("antelopev2", arguments.models_folder).parent
+    face_pack = arguments.face_pack or find_face_pack(DEFAULT, arguments.models_folder)
     captioner = _captioner(arguments)
     with tqdm(desc="photos", unit="B", unit_scale=True, mininterval=1 if sys.stderr.isatty() else 60) as bar:
         follow = following(bar)

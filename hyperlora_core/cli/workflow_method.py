@@ -1,5 +1,6 @@
 """A method of `hyperlora evaluate` that a ComfyUI server paints: its workflow, run by `hyperlora queue`."""
 
+import hashlib
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import NamedTuple
@@ -36,10 +37,20 @@ class WorkflowMethod(NamedTuple):
             )
 
 
-def read_workflow_method(text: str, out: Path) -> WorkflowMethod:
-    """NAME=FILE[#N]; one file's pictures lie in one folder, for all the methods that it paints."""
+def read_workflow_method(text: str, out: Path, prompts: str | Path) -> WorkflowMethod:
+    """NAME=FILE[#N]; pictures of one workflow and one list of prompts lie in one folder, for all the methods that it paints.
+
+    Other content gets another folder: the pictures' names tell prompts by their numbers, and workflows not at all.
+    """
     name, _, place = text.partition("=")
     file, mark, number = place.partition("#")
     if not (name and file) or (mark and not number.isdecimal()):
         raise HyperLoRAError(f"--workflow {text} isn't NAME=FILE, or NAME=FILE#N.")
-    return WorkflowMethod(name, file, out / "comfyui" / Path(file).stem, mark + number)
+    digest = hashlib.sha256()
+    for path in (file, prompts):
+        try:
+            digest.update(hashlib.sha256(Path(path).read_bytes()).digest())
+        except OSError as error:
+            raise HyperLoRAError(f"{path} can't be read ({error.strerror}): see that it is there.") from error
+    folder = out / "comfyui" / f"{Path(file).stem}-{digest.hexdigest()[:8]}"
+    return WorkflowMethod(name, file, folder, mark + number)

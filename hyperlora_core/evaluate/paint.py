@@ -162,7 +162,7 @@ def stacked(loras: Sequence[Mapping[str, Tensor]], negative: Sequence[bool] | No
     for key, matrices in by_key.items():
         downs, ups = (torch.stack(list(side)) for side in zip(*matrices, strict=True))
         if negative is not None:
-            kept = torch.tensor(negative, dtype=ups.dtype)[:, None, None]
+            kept = torch.tensor(negative, dtype=ups.dtype, device=ups.device)[:, None, None]
             downs, ups = torch.cat([downs, downs]), torch.cat([ups * kept, ups])
         layers[key] = LowRank(downs, ups)
     return layers

@@ -1,5 +1,6 @@
 """Pictures as files: those painted here, so that a stopped evaluation goes on where it was, and those made elsewhere."""
 
+import csv
 import json
 import re
 import shutil
@@ -15,6 +16,7 @@ from ..errors import HyperLoRAError
 from ..files import PICTURES, written_aside
 
 SETTINGS = "settings.json"
+INDEX = "index.csv"  # of a queue (queue.journal)
 
 
 class PictureStore:
@@ -70,6 +72,7 @@ class PictureFolder:
         there are several of a job and no number.
         """
         self.folder = Path(folder)
+        self._check_index()
         newest: dict[tuple[str, int, int], tuple[int, Path]] = {}
         self._number = number
         for path in sorted(self.folder.rglob("*")):
@@ -91,6 +94,21 @@ class PictureFolder:
                 "pictures so, as hyperlora queue does."
             )
         self._paths = {key: path for key, (_, path) in newest.items()}
+
+    def _check_index(self) -> None:
+        """A queue's index.csv knows the number that each picture's prompt has now; the name keeps the one that it had at first."""
+        try:
+            with (self.folder / INDEX).open(encoding="utf-8", newline="") as file:
+                rows = [(row.get("file") or "", row.get("prompt number") or "") for row in csv.DictReader(file)]
+        except OSError:
+            return  # no queue's
+        for name, number in rows:
+            match = self.NAME.fullmatch(Path(name).stem)
+            if match and number.isdecimal() and int(number) != int(match["prompt"]):
+                raise HyperLoRAError(
+                    f"{self.folder / name} is called after prompt {int(match['prompt'])}, which is prompt {number} by now: the "
+                    "list of prompts was changed between two runs of the queue. Give a folder that was filled with one list."
+                )
 
     @property
     def seeds(self) -> set[int]:

@@ -145,7 +145,8 @@ class FaceAnalyzer:
 
     def _detect(self, bgr: np.ndarray, wanted: Sequence[int]) -> list[Detection]:
         height, width = bgr.shape[:2]
-        sizes = self._sizes(wanted)
+        # a strip is scaled to nothing at the small ones
+        sizes = [size for size in self._sizes(wanted) if min(size) * min(height, width) >= max(height, width)]
         for size in sizes:
             if found := self._detect_at(bgr, size):
                 return found

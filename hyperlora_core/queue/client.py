@@ -25,7 +25,7 @@ class AwayError(Exception):
 
 
 class RefusedError(Exception):
-    """The server doesn't accept this workflow; its own words."""
+    """The server doesn't accept this workflow or photo; its own words."""
 
 
 class UnfitError(Exception):
@@ -92,13 +92,19 @@ class Client:
         """Upload a photo; answers what Load Image calls it.
 
         The server keeps what it has: the same picture under the same name is stored once, and another one gets another name.
-        Raises OSError when the photo can't be read.
+        Raises OSError when the photo can't be read, RefusedError when the server doesn't take it.
         """
         form = aiohttp.FormData()
         form.add_field("image", Path(path).read_bytes(), filename=name, content_type="application/octet-stream")
         form.add_field("subfolder", FOLDER)
         form.add_field("type", "input")
-        answer = await self._json("POST", "/upload/image", data=form)
+        try:
+            answer = await self._json("POST", "/upload/image", data=form)
+        except RefusedError as error:
+            raise RefusedError(
+                f"{path} isn't taken by {self.url} ({error}): give a smaller file, or let the server take larger ones "
+                "(ComfyUI's --max-upload-size, or the proxy's limit)."
+            ) from error
         return "/".join(part for part in (answer.get("subfolder"), answer["name"]) if part)
 
     async def view(self, file: RemoteFile) -> bytes:
@@ -165,6 +171,8 @@ class Client:
         if path == "/view":
             raise GoneError(f"HTTP {status}")
         said = content.decode(errors="replace").strip()[:200]
+        if path == "/upload/image" and status in (400, 413):  # this photo; the server may take others
+            raise RefusedError(f"HTTP {status}: {said}")
         raise UnfitError(
             f"{self.url}{path} answers with HTTP {status} ({said}): check the address and the server's log."
         )

@@ -48,14 +48,16 @@ class Job:
     prompt: str | None
     seed: int | None
     name: str = ""  # of its files, without ending
+    folder: str = ""  # where they go
     attempt: int = 0  # how often a server has ended it without a picture
     tries: int = 0  # the same in this run
     refused: dict[str, str] = field(default_factory=dict)  # server -> its words
 
     @property
     def prompt_id(self) -> str:
-        """How servers know this attempt; the same in every run, so that a lost answer is found again."""
-        return str(uuid.uuid5(_IDS, f"{self.id} {self.attempt}"))
+        """How servers know this attempt; the same in every run, so that a lost answer is found again, and another one for
+        another folder: who asks for the pictures there means new ones."""
+        return str(uuid.uuid5(_IDS, f"{self.id} {self.attempt} {self.folder}"))
 
     def build(self, workflow: Workflow, inputs: Inputs, uploaded: Mapping[str, str]) -> Workflow:
         """The workflow of this job. `uploaded`: a photo's digest -> what Load Image calls it on the server."""

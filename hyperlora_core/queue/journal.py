@@ -96,9 +96,9 @@ class Journal:
                 self.records[job.id] = record
             record.prompt_number = job.prompt_number
             record.message = ""  # who failed is tried again
-            if any(_size(self.out / file) != size for file, size in record.files.items()):
-                record.files = {}  # somebody deleted or changed a picture
-            job.name, job.attempt = record.name, record.attempt
+            if not all(_is_there(self.out / file, size) for file, size in record.files.items()):
+                record.files = {}  # somebody deleted or broke it
+            job.name, job.attempt, job.folder = record.name, record.attempt, str(self.out.absolute())
         self.write_index()
         return [job for job in jobs if not self.records[job.id].files]
 
@@ -163,17 +163,20 @@ class Journal:
         id = event.pop("job")
         self.records[id] = replace(self.records[id], **event) if id in self.records else Record(**event)
 
-    def write_index(self) -> Path:
-        """index.csv: a row for each file, and for each job of this run without one."""
-        path = self.out / INDEX
+    def write_index(self) -> str:
+        """index.csv: a row for each file, and for each job of this run without one. Returns why it couldn't be written, or "":
+        all of it stands in the journal, and on Windows nobody can write a file that a spreadsheet has opened."""
         ids = dict.fromkeys(job.id for job in self._jobs)
         earlier = [id for id, record in self.records.items() if id not in ids and record.files]
-        with written_aside(path) as aside, aside.open("w", encoding="utf-8", newline="") as file:
-            table = csv.writer(file)
-            table.writerow(COLUMNS)
-            table.writerows(row for id in (*ids, *earlier) for row in _rows(self.records[id]))
         self._index_due = time.monotonic() + INDEX_EVERY
-        return path
+        try:
+            with written_aside(self.out / INDEX) as aside, aside.open("w", encoding="utf-8", newline="") as file:
+                table = csv.writer(file)
+                table.writerow(COLUMNS)
+                table.writerows(row for id in (*ids, *earlier) for row in _rows(self.records[id]))
+        except HyperLoRAError as error:
+            return str(error)
+        return ""
 
 
 def _rows(record: Record) -> Iterable[tuple]:
@@ -183,12 +186,21 @@ def _rows(record: Record) -> Iterable[tuple]:
         yield (*("" if value is None else value for value in row), status, record.message)
 
 
-def _size(path: Path) -> int:
-    """-1: there is no such file."""
+def _is_there(path: Path, size: int) -> bool:
+    """Whether a file is as it was fetched, or a picture that somebody has edited since: that is theirs to keep."""
     try:
-        return path.stat().st_size
+        if path.stat().st_size == size:
+            return True
     except OSError:
-        return -1
+        return False
+    from PIL import Image  # not above: a queue starts without it
+
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # the last three: broken pictures
+        return False
+    return True
 
 
 def _lock(file: BinaryIO) -> bool:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from ..errors import HyperLoRAError
 from .client import Client, open_session
 from .jobs import Inputs, Job
-from .journal import Journal
+from .journal import INDEX, Journal
 from .pool import Pool
 from .watch import Options, Watch
 from .worker import Worker
@@ -48,7 +48,8 @@ async def run_queue(
             left = await _run(
                 workflow, inputs, todo, list(dict.fromkeys(servers)), journal, options or Options(), watch
             )
-        index = journal.write_index()
+        if problem := journal.write_index():
+            watch.said(f"{problem} The next run of the same command writes it.")
         records = [journal.records[job.id] for job in jobs]
     if left:
         done = sum(bool(record.files) for record in records)
@@ -57,7 +58,7 @@ async def run_queue(
             f"{done} of {len(jobs)} jobs are done; when a server is there again, the same command goes on."
         )
     failed = {record.name: record.message for record in records if not record.files}
-    return Summary(len(jobs) - len(failed), len(jobs) - len(todo), failed, index)
+    return Summary(len(jobs) - len(failed), len(jobs) - len(todo), failed, Path(out) / INDEX)
 
 
 async def _run(

@@ -183,6 +183,9 @@ class Worker:
                 job, f"{error.filename} can't be read ({error.strerror}): put it back, or remove it.", final=True
             )
             return
+        except RefusedError as error:
+            self._turn_down(job, str(error))
+            return
         self.journal.sent(job, self.client.url)
         prompt = job.build(self.workflow, self.inputs, names)
         self._sending = asyncio.ensure_future(self.client.send(prompt, job.prompt_id))
@@ -242,10 +245,14 @@ class Worker:
             self.pool.finish(job)
         self.watch.failed(job, message, again)
 
-    def _refuse(self, job: Job, message: str) -> None:
+    def _turn_down(self, job: Job, message: str) -> None:
+        """Another server may take it."""
         job.refused[self.client.url] = message
         self._release(job)
         self._give_up_refused()
+
+    def _refuse(self, job: Job, message: str) -> None:
+        self._turn_down(job, message)
         self._refusals += 1
         if self._refusals >= REFUSALS:
             raise UnfitError(f"{self.client.url} doesn't accept the workflow: {message}")

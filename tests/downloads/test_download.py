@@ -1,5 +1,7 @@
 """Files from a hub: verified, resumed, replaced, refused."""
 
+import errno
+import http.client
 import os
 import signal
 import subprocess
@@ -11,7 +13,7 @@ import pytest
 from toy_hub import WEIGHTS, Stop, hub_file, names, stop_after
 
 from hyperlora_core import download as module
-from hyperlora_core.download import download
+from hyperlora_core.download import by_disk, download
 from hyperlora_core.errors import HyperLoRAError
 
 
@@ -39,6 +41,30 @@ def test_a_stopped_download_goes_on_where_it_stopped(hub, offer, tmp_path):
     [one] = download([], tmp_path)
     assert hub.ranges == [f"bytes={arrived}-"] * 2
     assert one.path.read_bytes() == WEIGHTS and names(tmp_path) == ["ours.safetensors"]
+
+
+def test_a_network_that_goes_away_is_no_full_disk(hub, offer, tmp_path, monkeypatch):
+    offer(hub_file())
+    read, calls = http.client.HTTPResponse.read, []
+
+    def breaking(self, *size):
+        calls.append(size)
+        if size and len([call for call in calls if call]) == 2:
+            raise OSError(errno.EHOSTUNREACH, "No route to host")
+        return read(self, *size)
+
+    monkeypatch.setattr(http.client.HTTPResponse, "read", breaking)
+    [one] = download([], tmp_path)
+    assert one.path.read_bytes() == WEIGHTS
+
+
+def test_space_is_counted_on_the_disk_where_a_file_goes(tmp_path):
+    other = Path("/dev/shm")
+    if not other.is_dir() or other.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("there is one disk only")
+    (tmp_path / "checkpoints").symlink_to(other)
+    files = [(tmp_path / name, 3) for name in ("checkpoints/a", "clip_vision/new/b", "c")]
+    assert by_disk(files) == {tmp_path / "checkpoints": 3, tmp_path: 6}
 
 
 def test_a_killed_process_leaves_a_part_that_is_resumed(hub, offer, tmp_path):

@@ -20,14 +20,15 @@ from hyperlora_core.cli import main
 
 
 def test_a_lost_journal(server, command, tmp_path):
-    """And another folder: what the server's history holds is fetched."""
+    """What the server's history holds is fetched; for another folder it is made again."""
     assert main(command(server)) == 0
     (tmp_path / "out" / "journal.jsonl").unlink()
     assert main(command(server)) == 0
-    assert main(command(server, out="other")) == 0
-    check(tmp_path / "other")
     ran_once(server, jobs=8)
     assert server.call(lambda: server.number) == 8  # nothing was sent again
+    assert main(command(server, out="other")) == 0
+    check(tmp_path / "other")
+    assert server.call(lambda: server.number) == 16
 
 
 def test_pictures_deleted_on_the_server_and_here(server, command, tmp_path, capsys):
@@ -86,6 +87,17 @@ def test_a_job_that_the_server_refuses(server, command, capsys):
     server.refuse = lambda prompt: "seed is too large" if seed_of(prompt) == 2 else None
     assert main(command(server)) == 1
     assert "4 failed: Prompt outputs failed validation; LoadImage (4): " in capsys.readouterr().out
+
+
+def test_a_photo_that_is_too_large_for_the_server(server, command, capsys):
+    """It costs its person's jobs, not the server."""
+    seen = []
+    server.too_large = lambda name: seen.append(name) or name == seen[0]
+    assert main(command(server)) == 1
+    said = capsys.readouterr().out
+    assert "4 of 8 jobs are done" in said and "isn't taken by" in said and "HTTP 413" in said
+    server.too_large = None
+    assert main(command(server)) == 0
 
 
 def test_another_server_takes_what_one_refuses(server, command, tmp_path):
