@@ -18,7 +18,7 @@ from places import ROOT
 from safetensors import safe_open
 
 from hyperlora_core import EncodeOptions, HyperLoRAError, Identity, load_hyperlora, load_lora, open_encoder
-from hyperlora_core.batch.faces import Look, Wanted
+from hyperlora_core.batch.faces import FaceReader, Look, Wanted
 from hyperlora_core.batch.journal import FOLDER, IDENTITIES, KINDS, LORAS, output_path
 from hyperlora_core.batch.people import NAME_BYTES, Person, file_names, list_people
 from hyperlora_core.batch.workers import ATTEMPTS, Workers
@@ -305,6 +305,15 @@ def test_a_photo_that_ends_its_process_costs_only_itself(drawn):
     for look in (first, last):
         assert isinstance(look, Look) and look.identity.shape == look.base.shape == (64, 64, 3)
     assert not any(process.is_alive() for process in workers._processes)
+
+
+def test_another_library_s_error_is_the_photo_s(drawn):
+    class Broken:
+        def face(self, *_):
+            raise RuntimeError("resize.cpp:4152: error\n(-215:Assertion failed) !dsize.empty()")
+
+    said = FaceReader(Broken(), Wanted(EncodeOptions()))(str(drawn[0]))
+    assert_sentence(said, (str(drawn[0]), "RuntimeError: (-215:Assertion failed)", "save it anew"))
 
 
 def test_a_bad_face_pack_is_told(drawn, tmp_path):

@@ -20,6 +20,7 @@ from hyperlora_core.evaluate.protocol import SHIPPED
 from hyperlora_core.evaluate.run import CEILING, TRUTH
 from hyperlora_core.evaluate.store import PictureStore, read_about, read_picture
 from hyperlora_core.locate import demo_folder
+from hyperlora_core.lora import pairs
 from hyperlora_core.pipeline import apply_lora, load_pipeline, remove_lora, render
 
 for package in ("diffusers", "peft", "insightface", "open_clip", "onnxruntime"):
@@ -387,10 +388,12 @@ def test_photographs(evaluate, tmp_path, capsys):
     assert "demo minus mine" in (tmp_path / "out" / "report.html").read_text()
 
 
-def test_a_guided_batch_stays_on_its_device(loras):
+def test_a_guided_batch_stays_on_its_device(loras, monkeypatch):
     """The meta device is as strict as a GPU, and there everywhere."""
-    there = [
-        {key: tensor if key.endswith("alpha") else tensor.to("meta") for key, tensor in lora.items()}
-        for lora in loras[:2]
-    ]
-    assert all(part.device.type == "meta" for layer in stacked(there, [True, False]).values() for part in layer[:2])
+
+    def elsewhere(lora):
+        return [(key, down.to("meta"), up.to("meta"), scale) for key, down, up, scale in pairs(lora)]
+
+    monkeypatch.setattr("hyperlora_core.evaluate.paint.pairs", elsewhere)
+    layers = stacked(loras, [True, False]).values()
+    assert all(part.device.type == "meta" for layer in layers for part in (layer.down, layer.up))

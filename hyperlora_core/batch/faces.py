@@ -52,6 +52,11 @@ class FaceReader:
         except HyperLoRAError as error:
             sentence = str(error)
             return sentence if path in sentence else f"{path}: {sentence}"
+        except (
+            Exception
+        ) as error:  # OpenCV's, onnxruntime's: one photo's matter, which must not end the others' process
+            what = str(error).strip().splitlines() or [""]
+            return f"{path} can't be looked at ({type(error).__name__}: {what[-1]}): save it anew, or leave it out."
         return Look(identity, base, face.embedding)
 
 
