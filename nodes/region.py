@@ -62,7 +62,6 @@ class HyperLoRARegion(io.ComfyNode):
                     "guide",
                     default=False,
                     optional=True,
-                    advanced=True,
                     tooltip="Leave the person out of the negative prompt, so that CFG leads to the person, too: more likeness "
                     "at the same weight.",
                 ),
@@ -71,7 +70,6 @@ class HyperLoRARegion(io.ComfyNode):
                     options=[WHOLE, BOUNDS],
                     default=WHOLE,
                     optional=True,
-                    advanced=True,
                     tooltip="default: the person is painted with the whole picture in view. mask bounds: with the mask's box "
                     "alone in view, as a picture of its own: more likeness, less of one picture, faster.",
                 ),
