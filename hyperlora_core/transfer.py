@@ -22,9 +22,9 @@ from .pruned import match_blocks
 from .subspace import Leading, leading, overlap
 
 THRESHOLD = 0.5
-DIRECTIONS = (
-    0.5  # share of a layer's singular vectors that carry the change; the paper's rank 320 is 0.25 to 0.5 of SDXL's
-)
+# Share of a layer's singular vectors that carry the change. LoRA-X's rank 320 is 0.25 to 0.5 of SDXL's; LoRAs that weren't
+# made within so few lose by it (docs/controls.md, measured on the demo).
+DIRECTIONS = 1.0
 # Similarity is judged by fewer, so that it stays telling: of unrelated weights it is about this share.
 COMPARED = 0.125
 
@@ -50,7 +50,7 @@ class Passage(NamedTuple):
 class Bridge:
     """What was found out about two models, to be used again for the next LoRA between the same two.
 
-    In half precision on the CPU: for two SDXL models about 0.45 GB for each eighth of `directions`.
+    With `directions` below 1 in half precision on the CPU: for two SDXL models about 0.45 GB for each eighth.
     Raises HyperLoRAError unless `directions` lies above 0 and up to 1.
     """
 
@@ -60,9 +60,7 @@ class Bridge:
 
     def __post_init__(self):
         if not 0 < self.directions <= 1:
-            raise HyperLoRAError(
-                f"{self.directions} isn't a share of directions: use a number above 0 and up to 1, such as {DIRECTIONS}."
-            )
+            raise HyperLoRAError(f"{self.directions} isn't a share of directions: use a number above 0 and up to 1.")
 
 
 class MovedLayer(NamedTuple):
@@ -204,8 +202,8 @@ def _passage(source: Tensor, target: Tensor, directions: float) -> Passage:
     if any(same):
         sides = zip(leading(source, compared), leading(target, compared), strict=True)
         similarity = min(overlap(*side) for side, comparable in zip(sides, same, strict=True) if comparable)
-    if all(alike and count == width for alike, width in zip(same, target.shape, strict=True)):
-        return Passage(similarity, None, None)  # every direction: nothing to project
+    if all(same) and directions == 1:
+        return Passage(similarity, None, None)  # nothing to project
     there = leading(target, count)
     here = there if all(same) else leading(source, count)
     if any(same) and not all(same):

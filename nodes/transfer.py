@@ -55,8 +55,9 @@ class HyperLoRATransfer(io.ComfyNode):
                     step=0.05,
                     advanced=True,
                     optional=True,
-                    tooltip="Share of the target's directions that the change may use, the strongest first. 1: all. Fewer suit "
-                    "the target better, but leave less of the person.",
+                    tooltip="Share of the target's directions that the change may use, the strongest first. 1: all, so that a "
+                    "layer of the same width keeps its change as it is. Fewer (LoRA-X's way) left less of the person wherever it "
+                    "was measured.",
                 ),
             ],
             outputs=[

@@ -43,13 +43,12 @@ def test_same_width_is_projected_on_the_targets_leading_subspaces():
     assert len(moved.layers) == 8 and moved.lora.keys() == lora.keys()
 
 
-def test_all_directions_of_a_square_layer_change_nothing():
+def test_all_directions_of_a_layer_of_the_same_width_change_nothing():
     before = unet(ONE_BLOCK)
     lora = lora_of(before)
     moved = transfer(lora, TensorLayers(before), TensorLayers(unet(ONE_BLOCK, 1)), 0, Bridge(1.0))
-    square = [key for key, change in changes(lora).items() if change.shape[0] == change.shape[1]]
-    assert len(square) == 6
-    assert all(torch.allclose(changes(moved.lora)[key], changes(lora)[key], atol=1e-5) for key in square)
+    assert len(moved.layers) == 8 and all(layer.kept == pytest.approx(1) for layer in moved.layers)
+    assert all(torch.allclose(changes(moved.lora)[key], change, atol=1e-5) for key, change in changes(lora).items())
 
 
 def test_other_widths_go_by_least_squares():

@@ -60,11 +60,10 @@ The green nodes are yours to change:
 **Source** (Load Checkpoint): the model that the LoRA was made for. For HyperLoRA that is plain SDXL.
 
 **Target** (Load Checkpoint): the model that paints: SSD-1B, Segmind-Vega, KOALA, or an SDXL checkpoint. On an SDXL
-checkpoint of full size a person works without being moved, and moving takes some of the likeness away: try the template
-**01_portrait_from_photo** first.
+checkpoint of full size a person works without being moved: there the template **01_portrait_from_photo** will do.
 
 **What was moved, layer by layer**: how alike both models are there, and how much of the person is kept. Is the person
-weak? Raise *directions* of **Move LoRA to Another Base**, or *weight* of **Apply HyperLoRA**.
+weak? Raise *weight* of **Apply HyperLoRA**.
 
 **KSampler**, *cfg* {CFG:g}: as SSD-1B's authors say. For another target take what suits it.
 
