@@ -94,7 +94,7 @@ def test_api_values_have_the_right_type(definitions, name):
             kind, options = (*known[label], {})[:2]
             if isinstance(value, list):
                 start, slot = value
-                assert kind in (definitions[nodes[start]["class_type"]]["output"][slot], "*")
+                assert {definitions[nodes[start]["class_type"]]["output"][slot], "*"} & {*kind.split(",")}
             elif isinstance(kind, list) or kind == "COMBO":
                 choices = kind if isinstance(kind, list) else options["options"]
                 of_peer = node["class_type"] in PEER_NODES and label in CHOICES_OF_PEERS
