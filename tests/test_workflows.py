@@ -85,7 +85,7 @@ def test_links_agree_at_both_ends(graph):
         assert nodes[end]["inputs"][slot]["link"] == number
         assert number in nodes[start]["outputs"][output]["links"]
         assert nodes[start]["outputs"][output]["type"] == kind
-        assert nodes[end]["inputs"][slot]["type"].split(",") & {kind, "*"}
+        assert {kind, "*"} & {*nodes[end]["inputs"][slot]["type"].split(",")}
     ends = [socket["link"] for node in nodes.values() for socket in node["inputs"] if socket["link"] is not None]
     assert sorted(ends) == [link[0] for link in graph["links"]]
     assert graph["last_link_id"] == len(graph["links"])
