@@ -197,4 +197,12 @@ class _Converter:
         if self.scratch is None:
             largest = max(each.numel() for each in self.basis.parameters())
             self.scratch = torch.empty(largest, dtype=self.like.dtype, device=self.like.device)
-        return self.scratch[: tensor.numel()].view_as(tensor).copy_(tensor)
+        return (
+            self.scratch[: tensor.numel()]
+            .view_as(tensor)
+            .copy_(
+                tensor.to(
+                    self.like.device
+                )  # first: a copy between devices converts on the sender's, and sends the wider form
+            )
+        )

@@ -22,8 +22,9 @@ def compress(lora: LoRA, rank: int) -> tuple[LoRA, dict[str, float]]:
     compressed: LoRA = {}
     errors: dict[str, float] = {}
     for key, down, up, scale in pairs(lora):
-        q_up, r_up = torch.linalg.qr(up.float())  # (out, k), (k, r)
-        q_down, r_down = torch.linalg.qr(down.float().T)  # (in, l), (l, r)
+        # on the CPU: so small they are slower on a GPU, and Apple's has no QR
+        q_up, r_up = torch.linalg.qr(up.float().cpu())  # (out, k), (k, r)
+        q_down, r_down = torch.linalg.qr(down.float().cpu().T)  # (in, l), (l, r)
         left, values, right = torch.linalg.svd(scale * r_up @ r_down.T, full_matrices=False)  # (k, m) (m) (m, l)
         kept = min(rank, len(values))
         root = values[:kept].sqrt()

@@ -47,6 +47,24 @@ def written_aside(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
+def first_written(path: Path) -> Iterator[Path]:
+    """As `written_aside`; but where another process was first its file stays, which others may have mapped by now."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=ASIDE, dir=path.parent)) / path.name
+    try:
+        yield aside
+        try:
+            os.link(aside, path)
+        except FileExistsError:
+            pass
+        except OSError:  # no links there
+            if not path.exists():
+                os.replace(aside, path)
+    finally:
+        shutil.rmtree(aside.parent, ignore_errors=True)
+
+
+@contextmanager
 def folder_aside(folder: Path) -> Iterator[Path]:
     """Yield a new folder beside `folder`; renamed to `folder` when the block ends well, removed when it doesn't.
 

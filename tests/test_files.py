@@ -10,7 +10,7 @@ import pytest
 from places import ROOT
 
 from hyperlora_core.errors import HyperLoRAError
-from hyperlora_core.files import free_name, numbered, written_aside
+from hyperlora_core.files import first_written, free_name, numbered, written_aside
 
 
 def test_written_whole(tmp_path):
@@ -19,6 +19,23 @@ def test_written_whole(tmp_path):
         assert not (tmp_path / "new" / "a.txt").exists()
     assert (tmp_path / "new" / "a.txt").read_text() == "whole"
     assert os.listdir(tmp_path / "new") == ["a.txt"]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_the_first_of_several_processes_wins(tmp_path, monkeypatch, links):
+    """What it wrote may be mapped by now: another's file under its name would leave it with one that nobody sees."""
+    if not links:
+
+        def refuse(*_):
+            raise OSError("no links here")
+
+        monkeypatch.setattr(os, "link", refuse)
+    path = tmp_path / "new" / "a.txt"
+    with first_written(path) as aside, first_written(path) as other:
+        aside.write_text("second")
+        other.write_text("first")
+    assert path.read_text() == "first"
+    assert os.listdir(path.parent) == ["a.txt"]
 
 
 def test_failure_leaves_the_old_file(tmp_path):

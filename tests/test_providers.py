@@ -9,7 +9,7 @@ import torch
 
 from hyperlora_core.errors import HyperLoRAError
 from hyperlora_core.face import providers
-from hyperlora_core.face.providers import CPU, check_session, choose_providers, runtime_conflict
+from hyperlora_core.face.providers import CPU, check_session, choose_providers, runtime_conflict, shared_provider
 
 CUDA = "CUDAExecutionProvider"
 
@@ -113,3 +113,8 @@ def test_a_provider_that_did_not_start(caplog):
         check_session(session(CPU), [CUDA, CPU], required=True)
     check_session(session(CPU), [CUDA, CPU], required=False)
     assert "installed but didn't start" in caplog.text
+
+
+def test_several_processes_leave_the_gpu_alone_unless_asked():
+    assert [shared_provider(name, 4) for name in ("auto", "cuda", "cpu")] == ["cpu", "cuda", "cpu"]
+    assert shared_provider("auto", 1) == "auto"

@@ -107,6 +107,36 @@ def test_stopped_and_resumed_is_as_if_never_stopped(tmp_path, stop_at):
     assert losses(whole)[-1] == losses(halves)[-1]
 
 
+def test_a_sheet_that_finds_no_memory_costs_the_sheet_alone(tmp_path, caplog):
+    class Greedy(Toy):
+        def sheet(self):
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    assert run(tmp_path / "greedy", Greedy(), sample_every=10)[1] == 30
+    run(tmp_path / "whole")
+    assert torch.equal(weights(tmp_path / "greedy")[0], weights(tmp_path / "whole")[0])
+    assert "No sheet at step 10: the GPU's memory ran out" in caplog.text
+
+
+@pytest.mark.parametrize(("native", "wanted"), [(True, "bf16"), (False, "fp16")])
+def test_automatic_precision_on_a_gpu(monkeypatch, native, wanted):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native)
+    assert loop._fast_precision("cuda") == wanted
+
+
+def test_a_card_is_chosen_by_its_number(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    for device in ("auto", "cpu", "cuda", "cuda:1"):
+        loop._choose_card(device)
+    assert chosen == [1]
+    for device in ("cuda:2", "cuda:x", "cpu:1"):
+        with pytest.raises(HyperLoRAError, match=f"asked for on {device}"):
+            loop._choose_card(device)
+
+
 def test_killed_between_checkpoints_loses_only_the_steps_since(tmp_path):
     def kill(step, _steps, means):
         if step == 20 and means:

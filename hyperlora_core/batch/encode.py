@@ -70,7 +70,7 @@ class PeopleEncoder:
             if len(looks) == 1:
                 return [str(error)]
             return [result for look in looks for result in self._coefficients([look])]
-        except torch.OutOfMemoryError as error:
+        except torch.cuda.OutOfMemoryError as error:
             raise HyperLoRAError(
                 f"The device's memory doesn't hold {len(looks)} photos at once: give fewer (--group), or --device cpu."
             ) from error

@@ -55,6 +55,8 @@ class FaceReader:
         except (
             Exception
         ) as error:  # OpenCV's, onnxruntime's: one photo's matter, which must not end the others' process
+            if "memory" in str(error).lower():
+                raise  # the machine's matter
             what = str(error).strip().splitlines() or [""]
             return f"{path} can't be looked at ({type(error).__name__}: {what[-1]}): save it anew, or leave it out."
         return Look(identity, base, face.embedding)

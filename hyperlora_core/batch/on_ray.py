@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import HyperLoRAError
+from ..face.providers import shared_provider
 from ..packages import require
 from .encode import PeopleEncoder
 from .faces import Wanted
@@ -86,7 +87,7 @@ def on_ray(
             data.from_items([{"data": pickle.dumps(person)} for person in people], override_num_blocks=len(people))
             .map(
                 FaceStage,
-                fn_constructor_args=(str(models.face_folder()), models.provider, wanted),
+                fn_constructor_args=(str(models.face_folder()), shared_provider(models.provider, workers), wanted),
                 compute=data.ActorPoolStrategy(min_size=1, max_size=workers),
             )
             .map_batches(

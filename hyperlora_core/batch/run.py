@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from ..encode import PhotoEncoder
 from ..errors import HyperLoRAError
+from ..face.providers import shared_provider
 from ..files import remove_leftovers
 from ..identity import Identity
 from .encode import Encoded, PeopleEncoder, batches
@@ -149,7 +150,8 @@ def _on_this_machine(
     tick: Callable[[int], None],
 ) -> Iterator[Record]:
     group = writer.config.group
-    with Workers(workers, models.face_folder(), models.provider, encoder.wanted(writer.config.options)) as pool:
+    provider = shared_provider(models.provider, workers)
+    with Workers(workers, models.face_folder(), provider, encoder.wanted(writer.config.options)) as pool:
         # the processes go on while a group is encoded and written
         looks = pool.look((photo for person in people for photo in person.photos), max(AHEAD * workers, 2 * group))
         seen = zip((person for person in people for _ in person.photos), looks, strict=True)

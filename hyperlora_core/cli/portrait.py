@@ -49,8 +49,10 @@ def run(arguments: Namespace) -> int:
     demo = arguments.checkpoint == DEMO
     base = arguments.base or (demo_folder() if demo else find_file("realvisxl", arguments.models_folder))
     encoded, hyper = encode(arguments)
+    lora = person_lora(hyper, encoded.identity, arguments.weight, arguments.base_weight)
+    del hyper  # a GPU need not hold both
     pipeline = load_pipeline(base, device=arguments.device)
-    apply_lora(pipeline, person_lora(hyper, encoded.identity, arguments.weight, arguments.base_weight))
+    apply_lora(pipeline, lora)
     with tqdm(total=arguments.steps, desc="painting", unit="step", disable=None) as bar:
         picture = render(
             pipeline,

@@ -59,7 +59,9 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--face-pack", metavar="DIR", help="folder of the face pack (default: antelopev2 in the models folder)"
     )
     machine.add_argument(
-        "--provider", default="auto", help="onnxruntime provider: auto, cpu, cuda, ... (default: auto)"
+        "--provider",
+        default="auto",
+        help="onnxruntime provider: cpu, cuda, ..., or auto, which is cpu for several workers (default: auto)",
     )
     machine.add_argument("--device", default="auto", help="for BLIP-2: auto, cpu, cuda (default: auto)")
     machine.add_argument(

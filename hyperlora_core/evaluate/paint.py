@@ -140,6 +140,7 @@ class Painter:
                 vae.to(dtype)
         return [np.asarray(picture) for picture in given]
 
+    @torch.no_grad()
     def _embed(self, prompt: str) -> tuple[Tensor, ...]:
         """The prompt's and the negative prompt's [1, 77, c] each, then their pooled [1, c]; made once per prompt."""
         if prompt not in self._embeddings:

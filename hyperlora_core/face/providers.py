@@ -30,6 +30,11 @@ DISTRIBUTIONS = (
 )  # fmt: skip
 
 
+def shared_provider(provider: str, processes: int) -> str:
+    """What "auto" means for each of several processes: the CPU, since each would hold the networks on the GPU anew."""
+    return "cpu" if provider.lower() == "auto" and processes > 1 else provider
+
+
 def choose_providers(provider: str = "auto") -> list[str]:
     """The list to give to onnxruntime for "auto" or a key of PROVIDERS (any case); the CPU stands last.
 

@@ -114,17 +114,21 @@ class DenoisingTask:
         """uint8 [n, size, size, 3], for a sheet: always of the same noise."""
         # guidance runs the UNet on the empty prompts' half first
         self.module.injection.set({k: LowRank(v.down.repeat(2, 1, 1), v.up.repeat(2, 1, 1)) for k, v in lora.items()})
-        pictures = self.pipeline.to(self.module.unet.device)(
-            prompt=prompts,
-            negative_prompt=[""] * len(prompts),
-            num_inference_steps=self.config.sheet_steps,
-            guidance_scale=self.config.sheet_guidance,
-            height=self.photos.size,
-            width=self.photos.size,
-            generator=torch.Generator().manual_seed(SHEET_SEED),
-            output_type="np",
-        ).images
-        self.module.injection.set(None)
+        self.pipeline.vae.enable_slicing()  # large pictures decoded side by side take more memory than a training step
+        try:
+            pictures = self.pipeline.to(self.module.unet.device)(
+                prompt=prompts,
+                negative_prompt=[""] * len(prompts),
+                num_inference_steps=self.config.sheet_steps,
+                guidance_scale=self.config.sheet_guidance,
+                height=self.photos.size,
+                width=self.photos.size,
+                generator=torch.Generator().manual_seed(SHEET_SEED),
+                output_type="np",
+            ).images
+        finally:
+            self.pipeline.vae.disable_slicing()
+            self.module.injection.set(None)
         return (pictures * 255).round().astype(np.uint8)
 
 

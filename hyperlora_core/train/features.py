@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..files import written_aside
+from ..files import first_written
 from ..fingerprint import fingerprint
 
 if TYPE_CHECKING:
@@ -74,6 +74,6 @@ def encode_pictures(vae: nn.Module, pictures: Tensor) -> Tensor:
 def memory_mapped(path: Path, dtype: type, shape: tuple[int, ...]) -> np.memmap:
     """The array at `path`, writable; zeros where there is none yet."""
     if not path.exists():
-        with written_aside(path) as aside:
+        with first_written(path) as aside:
             np.lib.format.open_memmap(aside, "w+", dtype, shape).flush()
     return np.load(path, mmap_mode="r+")

@@ -192,5 +192,5 @@ def _rows_of(people: np.ndarray, folder: str | Path, person: int | None) -> np.n
 def _digest(tensors: list[Tensor]) -> str:
     digest = sha256()
     for tensor in tensors:
-        digest.update(tensor.float().contiguous().numpy().tobytes())
+        digest.update(tensor.float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

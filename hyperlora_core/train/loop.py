@@ -7,6 +7,7 @@ goes through the same numbers as one that never stopped.
 
 import csv
 import json
+import logging
 import math
 import signal
 import time
@@ -30,6 +31,7 @@ from .config import LoopConfig, check_same, flat
 from .curves import draw_curves
 from .trained import check_shapes, read_checkpoint
 
+log = logging.getLogger(__name__)
 PURPOSE = "Training"
 AUTO = "auto"  # for LoopConfig.precision
 CHECKPOINT, LOSSES, CURVES, SAMPLES = "checkpoint.pt", "losses.csv", "losses.png", "samples"
@@ -91,10 +93,11 @@ def make_accelerator(loop: LoopConfig, device: str) -> Any:
     accelerate = packages.require("accelerate", PURPOSE)
     if device not in ("auto", "cpu") and not getattr(torch, device.partition(":")[0]).is_available():
         raise HyperLoRAError(f"Training was asked for on {device}, which PyTorch doesn't find here. Use --device auto.")
+    _choose_card(device)
     on_cpu = device == "cpu" or (device == "auto" and not torch.accelerator.is_available())
     precision = loop.precision
     if precision == AUTO:
-        precision = "bf16" if not on_cpu or cpu_is_fast_in(torch.bfloat16) else "no"
+        precision = _fast_precision("cpu" if on_cpu else device)
     state = accelerate.state.AcceleratorState
     if state._shared_state and accelerate.PartialState().num_processes == 1:
         # accelerate keeps the first training's precision for the process, and offers no public way to let go of it
@@ -102,6 +105,27 @@ def make_accelerator(loop: LoopConfig, device: str) -> Any:
     return accelerate.Accelerator(
         cpu=device == "cpu", mixed_precision=precision, gradient_accumulation_steps=loop.accumulation
     )
+
+
+def _fast_precision(device: str) -> str:
+    """In accelerate's words."""
+    if device == "cpu":
+        return "bf16" if cpu_is_fast_in(torch.bfloat16) else "no"
+    # cards before NVIDIA's Ampere only emulate bf16
+    emulated = torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False)
+    return "fp16" if emulated else "bf16"
+
+
+def _choose_card(device: str) -> None:
+    """The n-th one for "cuda:n", which accelerate doesn't take. Raises HyperLoRAError where it isn't there."""
+    kind, _, number = device.partition(":")
+    if not number:
+        return
+    if kind != "cuda" or not number.isdecimal() or int(number) >= torch.cuda.device_count():
+        raise HyperLoRAError(
+            f"Training was asked for on {device}, which isn't there: use --device cuda, or cuda:0, cuda:1, ..."
+        )
+    torch.cuda.set_device(int(number))
 
 
 def rate_at(loop: LoopConfig, step: int) -> float:
@@ -289,11 +313,16 @@ class _Run:
             self.ema.store(self.trained.values())
             self.ema.copy_to(self.trained.values())
         self.module.eval()
-        with torch.no_grad():
-            sheet = self.task.sheet()
-        self.module.train()
-        if self.ema is not None:
-            self.ema.restore(self.trained.values())
+        try:
+            with torch.no_grad():
+                sheet = self.task.sheet()
+        except torch.cuda.OutOfMemoryError:
+            log.warning("No sheet at step %s: the GPU's memory ran out. The training goes on.", self.step)
+            sheet = None
+        finally:
+            self.module.train()
+            if self.ema is not None:
+                self.ema.restore(self.trained.values())
         if sheet is not None:
             with written_aside(self.folder / SAMPLES / f"{self.step:06}.png") as aside:
                 sheet.save(aside, format="PNG")

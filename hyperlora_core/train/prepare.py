@@ -29,6 +29,7 @@ from ..errors import HyperLoRAError
 from ..face.analyzer import FaceAnalyzer
 from ..face.pack import RECOGNITION, find_networks
 from ..face.prepare import base_picture, identity_picture
+from ..face.providers import shared_provider
 from ..photo import read_photo
 from .config import flat
 from .photo_rules import (
@@ -108,7 +109,7 @@ def prepare_photos(
                     yield source
 
         left = sum(entry.size for entry in entries)
-        with _examined(todo(), (face_pack, provider, config), workers) as results:
+        with _examined(todo(), (face_pack, shared_provider(provider, workers), config), workers) as results:
             for batch in _batches(results, CAPTIONED if captioner else 1):
                 captions = _captions([result for _, result in batch], captioner, config.caption)
                 for (source, result), caption in zip(batch, captions, strict=True):
